@@ -1,0 +1,16 @@
+"""Variational HyperAdam for PyTorch: an optimizer that was itself meta-trained."""
+
+from importlib.metadata import version
+
+from hyperadam.optim import VariationalHyperAdam
+from hyperadam.weights import Weights, import_official, load_weights, save_weights
+
+__version__ = version("hyperadam")
+
+__all__ = [
+    "VariationalHyperAdam",
+    "Weights",
+    "import_official",
+    "load_weights",
+    "save_weights",
+]

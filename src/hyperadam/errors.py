@@ -1,0 +1,38 @@
+"""Errors that a user can cause; the command line prints them as one line."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class HyperAdamError(Exception):
+    """Base of every error that names a mistake in the input, not in the program."""
+
+
+class ConfigError(HyperAdamError, ValueError):
+    """A setting has an unknown name, a wrong type or an impossible value."""
+
+
+class WeightsError(HyperAdamError, ValueError):
+    """A weights file or name can't be used: unknown, damaged, or of another rule."""
+
+
+class DataError(HyperAdamError, ValueError):
+    """A data set is unknown, missing or not of the expected form."""
+
+
+class RunError(HyperAdamError, RuntimeError):
+    """A run's folder can't be used: it holds another run, or a damaged one."""
+
+
+class MissingDependencyError(HyperAdamError, ImportError):
+    """An optional library is needed; the message says how to install it."""
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
+    """Message for a name that is not in a table: the near misses, then all there are."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
+    return f"unknown {kind} {name!r}: {hint}known: {', '.join(names)}"

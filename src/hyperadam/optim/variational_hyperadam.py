@@ -1,0 +1,85 @@
+"""Variational HyperAdam as a drop-in optimizer."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.distributions import Normal
+
+from hyperadam.optim.learned_optimizer import LearnedOptimizer, _as_real
+from hyperadam.rule import VariationalHyperAdamRule
+
+
+class VariationalHyperAdam(LearnedOptimizer):
+    r"""Variational HyperAdam: an optimizer that was itself meta-trained.
+
+    At each step an LSTM, shared by all coordinates, predicts decay rates and weights of H
+    Adam-like candidate directions and the variance of the update, which is then sampled:
+
+    .. math::
+        d \sim \mathcal N\Big(\textstyle\sum_{k=1}^{H} \rho_k\, \hat m_k / \sqrt{\hat v_k},\;
+        \sigma^2\Big), \qquad w \leftarrow w - \mathrm{lr}\; d
+
+    State: 122 numbers of float32 a parameter at H = 20 (float64 for float64 parameters).
+
+    Args:
+        params: parameters, or groups with their own ``lr``, ``weight_decay``,
+            ``decoupled_weight_decay``, ``sample``, ``seed`` and ``maximize``.
+        lr: learning rate; None takes the one that the weights were meta-trained for.
+        weights: a bundled name, a path to a weights file, or :class:`hyperadam.Weights`.
+        weight_decay: coefficient of the L2 penalty.
+        decoupled_weight_decay: decay the parameters directly, by ``lr * weight_decay``, as
+            AdamW does, in place of adding the penalty's gradient.
+        sample: apply a sample of the update's distribution; False applies its mean.
+        seed: of the noise, which is a pure function of seed, step and coordinate; torch's own
+            generators are neither read nor moved.
+        backend: ``"auto"`` or ``"reference"``.
+        nonfinite: for a gradient that holds NaN or infinity: ``"skip"`` leaves parameters and
+            state as they are, counts in ``skipped_steps`` and warns once; ``"raise"`` raises.
+        maximize: ascend in place of descend.
+
+    Raises:
+        ValueError: an empty parameter list, a hyperparameter out of range, unknown or damaged
+            weights, or weights of another rule.
+
+    Reference:
+        Wang, Yang, Sun, Xu, "Variational HyperAdam: A Meta-Learning Approach to Network
+        Training", IEEE TPAMI 44(8), 2022.
+
+    Example:
+        >>> model = torch.nn.Linear(4, 1)
+        >>> optimizer = VariationalHyperAdam(model.parameters())
+        >>> model(torch.ones(4)).sum().backward()
+        >>> optimizer.step()
+        >>> optimizer.update_distribution(model.bias).mean.shape
+        torch.Size([1])
+    """
+
+    rule_name = VariationalHyperAdamRule.name
+
+    def update_distribution(self, param: Tensor) -> Normal:
+        """The distribution of a parameter's last update direction d, before lr.
+
+        Args:
+            param: a parameter of this optimizer.
+
+        Returns:
+            Independent normal distributions, of the parameter's shape (a complex parameter's
+            viewed as real), in the dtype of the computation.
+
+        Raises:
+            ValueError: not a parameter of this optimizer.
+            RuntimeError: it has taken no step since construction or ``load_state_dict``, or the
+                weights have no VarBlock.
+        """
+        if not any(param is known for known, _, _ in self._numbered_params()):
+            raise ValueError("this tensor is not a parameter of this optimizer")
+        if param not in self._last_update:
+            raise RuntimeError(
+                "this parameter has taken no step since construction or load_state_dict"
+            )
+        mean_N, log_var_N = self._last_update[param]
+        if log_var_N is None:
+            raise RuntimeError("these weights have no VarBlock: the update has no variance")
+        shape = _as_real(param).shape
+        return Normal(mean_N.view(shape), torch.exp(log_var_N / 2).view(shape))

@@ -1,0 +1,36 @@
+"""The learned update rules: pure functions of theta, state and gradient. Torch only."""
+
+from hyperadam.rule.ancestors import DMoptimizerRule, HyperAdamRule, RNNpropRule
+from hyperadam.rule.noise import MAX_SEED, standard_normal
+from hyperadam.rule.normalize import ColumnNorm, Reduce, unit_columns
+from hyperadam.rule.rule import (
+    Rule,
+    RuleState,
+    Theta,
+    UpdateDistribution,
+    VariationalHyperAdamRule,
+    cat_states,
+)
+
+RULES: dict[str, type[Rule]] = {
+    rule.name: rule
+    for rule in (VariationalHyperAdamRule, HyperAdamRule, RNNpropRule, DMoptimizerRule)
+}
+
+__all__ = [
+    "MAX_SEED",
+    "RULES",
+    "ColumnNorm",
+    "DMoptimizerRule",
+    "HyperAdamRule",
+    "RNNpropRule",
+    "Reduce",
+    "Rule",
+    "RuleState",
+    "Theta",
+    "UpdateDistribution",
+    "VariationalHyperAdamRule",
+    "cat_states",
+    "standard_normal",
+    "unit_columns",
+]

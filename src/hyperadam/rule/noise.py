@@ -1,0 +1,120 @@
+"""Counter-based standard normal numbers: a pure function of (seed, step, coordinate).
+
+Philox 4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) gives four
+32-bit words for a counter; Box-Muller turns each pair of words into two normal numbers. The
+counter is (coordinate // 4, step), the key is the seed, and the coordinate's last two bits choose
+among the four numbers.
+
+The logarithm, sine and cosine are written out in float32 additions, multiplications, divisions
+and square roots, each of which IEEE 754 rounds in one way only. Any processor that evaluates them
+in this order without fusing them gets the same bits, whatever its mathematical library, vector
+width or number of threads.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+MAX_SEED = 2**63 - 1
+
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_KEY_INCREMENTS = (0x9E3779B9, 0xBB67AE85)
+_ROUNDS = 10
+_WORD = 0xFFFFFFFF
+
+
+def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> list[Tensor]:
+    """Philox 4x32-10.
+
+    Args:
+        counter: four int64 tensors of one shape, each holding 32-bit words.
+        key: two 32-bit words.
+
+    Returns:
+        Four int64 tensors of that shape, each holding 32-bit words.
+    """
+    word0, word1, word2, word3 = counter
+    key0, key1 = key
+    for _ in range(_ROUNDS):
+        # int64 products wrap around; the mask after the shift makes the high word unsigned.
+        product0, product1 = word0 * _MULTIPLIERS[0], word2 * _MULTIPLIERS[1]
+        word0 = ((product1 >> 32) & _WORD) ^ word1 ^ key0
+        word2 = ((product0 >> 32) & _WORD) ^ word3 ^ key1
+        word1, word3 = product1 & _WORD, product0 & _WORD
+        key0 = (key0 + _KEY_INCREMENTS[0]) & _WORD
+        key1 = (key1 + _KEY_INCREMENTS[1]) & _WORD
+    return [word0, word1, word2, word3]
+
+
+def _horner(x: Tensor, coefficients: tuple[float, ...]) -> Tensor:
+    """Polynomial with the highest coefficient first; multiply, round, add, round."""
+    value = x * coefficients[0]
+    for coefficient in coefficients[1:-1]:
+        value = (value + coefficient) * x
+    return value + coefficients[-1]
+
+
+def _log_unit(word: Tensor) -> Tensor:
+    """``log((word | 1) / 2^32)`` in float32, for 32-bit words."""
+    mantissa, exponent = torch.frexp((word | 1).to(torch.float32))  # mantissa in [1/2, 1)
+    low = mantissa < math.sqrt(0.5)
+    mantissa = torch.where(low, mantissa + mantissa, mantissa)
+    exponent = (exponent - low.to(exponent.dtype) - 32).to(torch.float32)
+    # log(m) = 2 atanh(s), s = (m - 1)/(m + 1), |s| < 0.172: five terms reach float32.
+    s = (mantissa - 1) / (mantissa + 1)
+    series = _horner(s * s, (2 / 9, 2 / 7, 2 / 5, 2 / 3, 2.0)) * s
+    return exponent * math.log(2) + series
+
+
+def _sin_cos_turn(word: Tensor) -> tuple[Tensor, Tensor]:
+    """Sine and cosine of a full turn's ``word / 2^32``-th part, shifted by half a quadrant."""
+    quadrant = word >> 30
+    offset = (word & 0x3FFFFFFF) - 0x20000000
+    angle = offset.to(torch.float32) * (math.pi / 2 / 2**30)  # in [-π/4, π/4)
+    square = angle * angle
+    sine = _horner(square, (1 / 362880, -1 / 5040, 1 / 120, -1 / 6, 1.0)) * angle
+    cosine = _horner(square, (-1 / 3628800, 1 / 40320, -1 / 720, 1 / 24, -1 / 2, 1.0))
+    swap = (quadrant & 1) == 1
+    sine, cosine = torch.where(swap, cosine, sine), torch.where(swap, -sine, cosine)
+    flip = quadrant >= 2
+    return torch.where(flip, -sine, sine), torch.where(flip, -cosine, cosine)
+
+
+def _box_muller(word0: Tensor, word1: Tensor) -> tuple[Tensor, Tensor]:
+    radius = torch.sqrt(_log_unit(word0) * -2.0)
+    sine, cosine = _sin_cos_turn(word1)
+    return radius * cosine, radius * sine
+
+
+def standard_normal(
+    seed: int,
+    step: int | Tensor,
+    start: int,
+    count: int,
+    *,
+    device: torch.device | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Independent N(0, 1) numbers for the coordinates ``start`` to ``start + count - 1``.
+
+    Args:
+        seed: 0 to 2^63 - 1.
+        step: 0 or more; an integer, or an integer tensor of shape ().
+        start, count: the range of coordinates.
+        device: where to compute them; the numbers are the same everywhere.
+        dtype: of the result. The numbers are made in float32 and converted.
+
+    Returns:
+        A tensor of shape (count,).
+    """
+    first_block = start // 4
+    blocks = torch.arange(first_block, -(-(start + count) // 4), device=device)
+    step = torch.as_tensor(step, dtype=torch.int64, device=device).expand_as(blocks)
+    counter = (blocks & _WORD, blocks >> 32, step & _WORD, step >> 32)
+    words = philox(counter, (seed & _WORD, seed >> 32))
+    normals = torch.stack([*_box_muller(words[0], words[1]), *_box_muller(words[2], words[3])], -1)
+    offset = start - 4 * first_block
+    return normals.flatten()[offset : offset + count].to(dtype)

@@ -1,0 +1,393 @@
+"""The interface of a learned update rule, its state, and Variational HyperAdam itself.
+
+Shapes are named by suffixes: N coordinates, H channels, L stacked state layers, K fixed-moment
+decays, F = 2K features. A rule is a frozen dataclass: its fields are its whole configuration,
+its methods pure functions of theta, state and gradient, in any floating dtype, differentiable
+with respect to theta and state.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from hyperadam.errors import ConfigError
+from hyperadam.rule.adam_cell import adam_cell
+from hyperadam.rule.features import fixed_moments, preprocess
+from hyperadam.rule.normalize import ColumnNorm, Reduce
+from hyperadam.rule.state_cell import state_cell
+from hyperadam.rule.var_block import kl_divergence, sample_update, var_block
+from hyperadam.rule.weight_cell import weight_cell
+
+Theta = Mapping[str, Tensor]
+"""Meta-parameters by name; the names are the authors'."""
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+@dataclasses.dataclass(frozen=True)
+class RuleState:
+    """What a rule remembers between steps; zeros before the first.
+
+    Every tensor but ``step`` has the coordinates as its first dimension, so that states can be
+    split by parameter and joined again. What a rule does not use has a last dimension of 0.
+
+    Attributes:
+        step: number of steps taken, int64, of shape () or, where it differs, (N,).
+        exp_avg_NK, exp_avg_sq_NK: fixed moments, uncorrected.
+        h_NLH, c_NLH: LSTM state.
+        m_NH, v_NH: moments of the candidate directions, uncorrected.
+        m_corr_NH, v_corr_NH: their correction accumulators.
+    """
+
+    step: Tensor
+    exp_avg_NK: Tensor
+    exp_avg_sq_NK: Tensor
+    h_NLH: Tensor
+    c_NLH: Tensor
+    m_NH: Tensor
+    v_NH: Tensor
+    m_corr_NH: Tensor
+    v_corr_NH: Tensor
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> RuleState:
+        """The state with ``function`` applied to each of its tensors."""
+        return RuleState(**{name: function(value) for name, value in self.tensors().items()})
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors by name, ``step`` first."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+
+@dataclasses.dataclass(frozen=True)
+class UpdateDistribution:
+    """The distribution of one step's update direction d; ``params = params - lr d``.
+
+    Attributes:
+        mean_N: its mean.
+        log_var_N: log of its variance; None for a deterministic rule.
+        prior_mean_N: mean of the prior in the KL term; None where the mean has no prior.
+    """
+
+    mean_N: Tensor
+    log_var_N: Tensor | None = None
+    prior_mean_N: Tensor | None = None
+
+    def sample(self, noise_N: Tensor) -> Tensor:
+        """A draw, from standard normal ``noise_N``; the mean for a deterministic rule."""
+        if self.log_var_N is None:
+            return self.mean_N
+        return sample_update(self.mean_N, self.log_var_N, noise_N)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule(abc.ABC):
+    """A learned update rule. Subclasses add their settings as fields.
+
+    Attributes:
+        name: of the rule, as in weights files and on the command line.
+        channels: H.
+        state_layers: L, stacked LSTM layers.
+    """
+
+    name: ClassVar[str]
+
+    channels: int = 20
+    state_layers: int = 1
+
+    def __post_init__(self) -> None:
+        self._require(self.channels >= 1, "channels must be at least 1")
+        self._require(self.state_layers >= 1, "state_layers must be at least 1")
+
+    def _require(self, condition: bool, message: str) -> None:
+        if not condition:
+            raise ConfigError(f"{self.name}: {message}; got {self}")
+
+    def _require_column_norm(self, norm: str, bound: float | None) -> None:
+        norms = get_args(ColumnNorm)
+        self._require(norm in norms, f"column_norm must be one of {norms}")
+        good_bound = bound is None or (bound > 0 and math.isfinite(bound))
+        self._require(good_bound, "candidate_bound must be None or a positive number")
+
+    def _require_decays(self, decays: tuple[float, ...]) -> None:
+        self._require(
+            len(decays) >= 1 and all(0 < decay < 1 for decay in decays),
+            "moment_decays must be one or more numbers between 0 and 1",
+        )
+
+    @abc.abstractmethod
+    def theta_shapes(self) -> Shapes:
+        """Shape of each meta-parameter by name."""
+
+    @abc.abstractmethod
+    def init_theta(
+        self, generator: torch.Generator, dtype: torch.dtype = torch.float32
+    ) -> dict[str, Tensor]:
+        """Initial meta-parameters, drawn from ``generator`` on its device."""
+
+    @abc.abstractmethod
+    def state_widths(self) -> dict[str, tuple[int, ...]]:
+        """Dimensions after N of each state tensor that the rule uses, by field name."""
+
+    @abc.abstractmethod
+    def step(
+        self, theta: Theta, state: RuleState, grad_N: Tensor, reduce: Reduce | None = None
+    ) -> tuple[UpdateDistribution, RuleState]:
+        """One step.
+
+        Args:
+            theta: meta-parameters, of the gradient's dtype and device.
+            state: from :meth:`init_state` or the step before.
+            grad_N: the gradient, a constant: no derivative is taken with respect to it.
+            reduce: sums over shards, where these are not all coordinates
+                (:func:`~hyperadam.rule.normalize.unit_columns`).
+
+        Returns:
+            The distribution of the update direction and the new state.
+        """
+
+    def init_state(
+        self,
+        num_coordinates: int,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | None = None,
+    ) -> RuleState:
+        """The state before the first step."""
+        widths = self.state_widths()
+        zeros = {
+            field.name: torch.zeros(
+                num_coordinates, *widths.get(field.name, (0,)), dtype=dtype, device=device
+            )
+            for field in dataclasses.fields(RuleState)
+            if field.name != "step"
+        }
+        return RuleState(step=torch.zeros((), dtype=torch.int64, device=device), **zeros)
+
+    def kl(self, update: UpdateDistribution) -> Tensor:
+        """KL of the update from its prior, summed over coordinates; 0 for deterministic rules."""
+        return update.mean_N.new_zeros(update.mean_N.shape[:-1])
+
+    def to_dict(self) -> dict[str, object]:
+        """The configuration as plain values, with the rule's name under ``rule``."""
+        return {"rule": self.name, **dataclasses.asdict(self)}
+
+    def num_theta(self) -> int:
+        """How many numbers theta has."""
+        return sum(math.prod(shape) for shape in self.theta_shapes().values())
+
+
+def cat_states(states: Sequence[RuleState], sizes: Sequence[int]) -> RuleState:
+    """Join states of ``sizes`` coordinates; their steps may differ."""
+    columns = {
+        name: torch.cat([state.tensors()[name] for state in states])
+        for name in states[0].tensors()
+        if name != "step"
+    }
+    steps = torch.stack([state.step for state in states])
+    if bool((steps == steps[0]).all()):
+        return RuleState(step=steps[0], **columns)
+    device = columns["h_NLH"].device
+    repeats = torch.tensor(sizes, device=device)
+    return RuleState(step=steps.to(device).repeat_interleave(repeats), **columns)
+
+
+def init_linear(shape: tuple[int, ...], generator: torch.Generator, dtype: torch.dtype) -> Tensor:
+    """A linear layer's initial weight: normal, std 0.1, cut at two standard deviations."""
+    weight = torch.empty(shape, dtype=dtype, device=generator.device)
+    return torch.nn.init.trunc_normal_(weight, std=0.1, a=-0.2, b=0.2, generator=generator)
+
+
+def init_cell(shape: tuple[int, ...], generator: torch.Generator, dtype: torch.dtype) -> Tensor:
+    """A state cell's or Adam cell's initial weight: Xavier uniform."""
+    weight = torch.empty(shape, dtype=dtype, device=generator.device)
+    return torch.nn.init.xavier_uniform_(weight, generator=generator)
+
+
+@dataclasses.dataclass(frozen=True)
+class AdamCandidatesRule(Rule):
+    """What HyperAdam and Variational HyperAdam share: state cell, Adam cell, weight cell.
+
+    Attributes:
+        column_norm: the norm in ``unit_columns``; the papers' is ``"euclidean"``.
+        candidate_bound: with b, candidate directions become ``b tanh(a / b)``; None in the papers.
+    """
+
+    column_norm: ColumnNorm = "euclidean"
+    candidate_bound: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require_column_norm(self.column_norm, self.candidate_bound)
+
+    @property
+    def num_features(self) -> int:
+        """F, the columns that the preprocessing layer reads."""
+        raise NotImplementedError
+
+    def theta_shapes(self) -> Shapes:
+        channels = self.channels
+        shapes: Shapes = {
+            "pre_linear.weight": (channels, self.num_features),
+            "pre_linear.bias": (channels,),
+        }
+        for layer in range(1, self.state_layers + 1):
+            shapes[f"lstm{layer}.weight"] = (4 * channels, 2 * channels)
+            shapes[f"lstm{layer}.bias"] = (4 * channels,)
+        shapes["adamcell.weight"] = (2 * channels, 2 * channels)
+        shapes["adamcell.bias"] = (2 * channels,)
+        shapes["post_linear.weight"] = (channels, channels)
+        shapes["post_linear.bias"] = (channels,)
+        return shapes
+
+    def init_theta(
+        self, generator: torch.Generator, dtype: torch.dtype = torch.float32
+    ) -> dict[str, Tensor]:
+        def init(name: str, shape: tuple[int, ...]) -> Tensor:
+            if name.endswith(".bias"):
+                return torch.zeros(shape, dtype=dtype, device=generator.device)
+            cell = name.startswith(("lstm", "adamcell"))
+            return (init_cell if cell else init_linear)(shape, generator, dtype)
+
+        return {name: init(name, shape) for name, shape in self.theta_shapes().items()}
+
+    def state_widths(self) -> dict[str, tuple[int, ...]]:
+        layers, channels = (self.state_layers, self.channels), (self.channels,)
+        return {
+            "h_NLH": layers,
+            "c_NLH": layers,
+            "m_NH": channels,
+            "v_NH": channels,
+            "m_corr_NH": channels,
+            "v_corr_NH": channels,
+        }
+
+    def _step_from_features(
+        self,
+        theta: Theta,
+        state: RuleState,
+        grad_N: Tensor,
+        features_NF: Tensor,
+        reduce: Reduce | None,
+    ) -> tuple[Tensor, Tensor, RuleState]:
+        """Features to ``mean_N``, the top layer's new ``h_NH`` and the new state."""
+        x_NH = preprocess(features_NF, theta["pre_linear.weight"], theta["pre_linear.bias"])
+        layers: list[tuple[Tensor, Tensor]] = []
+        for layer in range(self.state_layers):
+            h_NH, c_NH = state_cell(
+                x_NH,
+                state.h_NLH[..., layer, :],
+                state.c_NLH[..., layer, :],
+                theta[f"lstm{layer + 1}.weight"],
+                theta[f"lstm{layer + 1}.bias"],
+                self.column_norm,
+                reduce,
+            )
+            layers.append((h_NH, c_NH))
+            x_NH = h_NH
+        h_NH = layers[-1][0]
+        a_NH, m_NH, v_NH, m_corr_NH, v_corr_NH = adam_cell(
+            grad_N,
+            h_NH,
+            state.m_NH,
+            state.v_NH,
+            state.m_corr_NH,
+            state.v_corr_NH,
+            theta["adamcell.weight"],
+            theta["adamcell.bias"],
+            self.column_norm,
+            self.candidate_bound,
+            reduce,
+        )
+        mean_N = weight_cell(h_NH, a_NH, theta["post_linear.weight"], theta["post_linear.bias"])
+        new_state = RuleState(
+            step=state.step + 1,
+            exp_avg_NK=state.exp_avg_NK,
+            exp_avg_sq_NK=state.exp_avg_sq_NK,
+            h_NLH=torch.stack([h for h, _ in layers], dim=-2),
+            c_NLH=torch.stack([c for _, c in layers], dim=-2),
+            m_NH=m_NH,
+            v_NH=v_NH,
+            m_corr_NH=m_corr_NH,
+            v_corr_NH=v_corr_NH,
+        )
+        return mean_N, h_NH, new_state
+
+
+@dataclasses.dataclass(frozen=True)
+class VariationalHyperAdamRule(AdamCandidatesRule):
+    """Variational HyperAdam (Wang, Yang, Sun, Xu, TPAMI 2022). The defaults are the paper's.
+
+    Attributes:
+        moment_decays: decay rates of the fixed moments; each adds two features.
+        var_block: predict the update's variance; without it the rule is deterministic.
+        kl_prior_mean: the prior's mean in the KL term. ``"none"`` leaves the mean out of the
+            term, as the paper's experiments do; ``"fixed_moments"`` takes the direction of the
+            first fixed moment.
+        kl_prior_scale: the prior's standard deviation.
+    """
+
+    name: ClassVar[str] = "variational-hyperadam"
+
+    moment_decays: tuple[float, ...] = (0.95,)
+    var_block: bool = True
+    kl_prior_mean: Literal["none", "fixed_moments"] = "none"
+    kl_prior_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require_decays(self.moment_decays)
+        self._require(
+            self.kl_prior_mean in ("none", "fixed_moments"),
+            "kl_prior_mean must be 'none' or 'fixed_moments'",
+        )
+        self._require(
+            self.kl_prior_scale > 0 and math.isfinite(self.kl_prior_scale),
+            "kl_prior_scale must be a positive number",
+        )
+
+    @property
+    def num_features(self) -> int:
+        return 2 * len(self.moment_decays)
+
+    def theta_shapes(self) -> Shapes:
+        shapes = super().theta_shapes()
+        if self.var_block:
+            shapes["linear_var1.weight"] = (1, self.channels)
+            shapes["linear_var1.bias"] = (1,)
+        return shapes
+
+    def state_widths(self) -> dict[str, tuple[int, ...]]:
+        moments = (len(self.moment_decays),)
+        return super().state_widths() | {"exp_avg_NK": moments, "exp_avg_sq_NK": moments}
+
+    def step(
+        self, theta: Theta, state: RuleState, grad_N: Tensor, reduce: Reduce | None = None
+    ) -> tuple[UpdateDistribution, RuleState]:
+        features_NF, exp_avg_NK, exp_avg_sq_NK = fixed_moments(
+            grad_N, state.exp_avg_NK, state.exp_avg_sq_NK, state.step + 1, self.moment_decays
+        )
+        mean_N, h_NH, state = self._step_from_features(theta, state, grad_N, features_NF, reduce)
+        update = UpdateDistribution(
+            mean_N=mean_N,
+            log_var_N=(
+                var_block(h_NH, theta["linear_var1.weight"], theta["linear_var1.bias"])
+                if self.var_block
+                else None
+            ),
+            prior_mean_N=features_NF[..., 1] if self.kl_prior_mean == "fixed_moments" else None,
+        )
+        state = dataclasses.replace(state, exp_avg_NK=exp_avg_NK, exp_avg_sq_NK=exp_avg_sq_NK)
+        return update, state
+
+    def kl(self, update: UpdateDistribution) -> Tensor:
+        if update.log_var_N is None:
+            return super().kl(update)
+        mean_error_N = None if update.prior_mean_N is None else update.mean_N - update.prior_mean_N
+        return kl_divergence(update.log_var_N, mean_error_N, self.kl_prior_scale)

@@ -1,0 +1,19 @@
+"""Weights: the only bridge from meta-training to use."""
+
+from hyperadam.weights.official import import_official
+from hyperadam.weights.store import (
+    Weights,
+    bundled_weights,
+    load_weights,
+    rule_from_dict,
+    save_weights,
+)
+
+__all__ = [
+    "Weights",
+    "bundled_weights",
+    "import_official",
+    "load_weights",
+    "rule_from_dict",
+    "save_weights",
+]

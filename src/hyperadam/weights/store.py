@@ -1,0 +1,204 @@
+"""Weights files: theta and all that is needed to use it, in one safetensors file.
+
+The file's metadata holds the rule's configuration, the learning rate that the weights were
+meta-trained for, where they come from, and a digest of the numbers, so that a damaged file is
+refused. Nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from hyperadam.config import from_values
+from hyperadam.errors import ConfigError, WeightsError, unknown_name
+from hyperadam.files import atomic_write
+from hyperadam.rule import RULES, Rule
+
+FORMAT = "hyperadam-weights"
+FORMAT_VERSION = "1"
+SUFFIX = ".safetensors"
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """Meta-trained theta with its rule.
+
+    Attributes:
+        rule: the update rule, with its whole configuration.
+        theta: meta-parameters by name, float32 or float64, on the CPU.
+        lr: the learning rate that they were meta-trained for.
+        preset: the meta-training preset, with the settings that were changed.
+        data: what they were meta-trained on.
+        steps: inner steps of meta-training.
+        date: when, as YYYY-MM-DD.
+        commit: of the program that made them.
+        licence: of the numbers.
+
+    Raises:
+        WeightsError: theta does not fit the rule, or a number is not finite.
+    """
+
+    rule: Rule
+    theta: dict[str, Tensor]
+    lr: float
+    preset: str = "unknown"
+    data: str = "unknown"
+    steps: int = 0
+    date: str = "unknown"
+    commit: str = "unknown"
+    licence: str = "unknown"
+
+    def __post_init__(self) -> None:
+        expected = self.rule.theta_shapes()
+        if set(self.theta) != set(expected):
+            missing = sorted(set(expected) - set(self.theta))
+            extra = sorted(set(self.theta) - set(expected))
+            raise WeightsError(
+                f"these are not weights of {self.rule.name}: missing {missing}, unexpected {extra}"
+            )
+        for name, shape in expected.items():
+            value = self.theta[name]
+            if tuple(value.shape) != shape:
+                raise WeightsError(f"{name} has shape {tuple(value.shape)}, expected {shape}")
+            if value.dtype not in (torch.float32, torch.float64):
+                raise WeightsError(f"{name} is {value.dtype}, expected float32 or float64")
+            if not bool(torch.isfinite(value).all()):
+                raise WeightsError(f"{name} holds numbers that are not finite")
+        if not (math.isfinite(self.lr) and self.lr > 0):
+            raise WeightsError(f"lr must be a positive number; got {self.lr}")
+
+    def digest(self) -> str:
+        """SHA-256 of the rule's configuration and of every number of theta, in hexadecimal."""
+        sha = hashlib.sha256(json.dumps(self.rule.to_dict(), sort_keys=True).encode())
+        for name in sorted(self.theta):
+            value = self.theta[name].contiguous()
+            sha.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            sha.update(value.numpy().tobytes())
+        return sha.hexdigest()
+
+
+def rule_from_dict(values: Mapping[str, Any]) -> Rule:
+    """The rule of :meth:`hyperadam.rule.Rule.to_dict`.
+
+    Raises:
+        ConfigError: unknown rule or setting, wrong type, impossible value.
+    """
+    settings = dict(values)
+    name = settings.pop("rule", None)
+    if name not in RULES:
+        raise ConfigError(unknown_name("rule", str(name), RULES))
+    return from_values(RULES[name], settings, what=f"rule {name}")
+
+
+_NOTES = {
+    field.name: field
+    for field in dataclasses.fields(Weights)
+    if field.name not in ("rule", "theta", "lr")
+}
+
+
+def to_bytes(weights: Weights) -> bytes:
+    """The content of a weights file."""
+    metadata = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "rule": json.dumps(weights.rule.to_dict(), sort_keys=True),
+        "num_theta": str(weights.rule.num_theta()),
+        "lr": repr(weights.lr),
+        "sha256": weights.digest(),
+        **{name: str(getattr(weights, name)) for name in _NOTES},
+    }
+    theta = {name: value.contiguous() for name, value in weights.theta.items()}
+    content: bytes = safetensors.torch.save(theta, metadata)
+    return content
+
+
+def save_weights(weights: Weights, path: str | Path) -> None:
+    """Write a weights file, whole or not at all.
+
+    Raises:
+        WeightsError: ``path`` does not end in ``.safetensors``.
+        OSError: the folder does not exist or can't be written.
+    """
+    path = Path(path)
+    if path.suffix != SUFFIX:
+        raise WeightsError(f"a weights file's name ends in {SUFFIX}; got {path}")
+    atomic_write(path, to_bytes(weights))
+
+
+def bundled_weights() -> dict[str, Path]:
+    """The weights that come with the package: name to file."""
+    folder = Path(str(resources.files("hyperadam.weights")))
+    return {path.stem: path for path in sorted(folder.glob(f"*{SUFFIX}"))}
+
+
+def load_weights(name_or_path: str | Path) -> Weights:
+    """Read bundled weights by name, or a weights file by its path.
+
+    Args:
+        name_or_path: a name of ``hyperadam weights list``, or a path, which has a ``/`` in it
+            or ends in ``.safetensors``.
+
+    Raises:
+        WeightsError: unknown name, no such file, truncated or damaged, not a weights file, of a
+            newer format, or numbers that don't fit the rule.
+    """
+    name = str(name_or_path)
+    if isinstance(name_or_path, Path) or "/" in name or name.endswith(SUFFIX):
+        path = Path(name_or_path)
+        if not path.is_file():
+            raise WeightsError(f"no weights file at {path}")
+    else:
+        bundled = bundled_weights()
+        if name not in bundled:
+            raise WeightsError(unknown_name("weights", name, bundled))
+        path = bundled[name]
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            theta = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        raise WeightsError(f"{path} is not a readable safetensors file: {error}") from None
+    try:
+        return _from_metadata(theta, metadata)
+    except (WeightsError, ConfigError) as error:
+        raise WeightsError(f"{path}: {error}") from None
+
+
+def _from_metadata(theta: dict[str, Tensor], metadata: Mapping[str, str]) -> Weights:
+    if metadata.get("format") != FORMAT:
+        raise WeightsError("not a hyperadam weights file (no such format in its metadata)")
+    if metadata.get("format_version") != FORMAT_VERSION:
+        raise WeightsError(
+            f"format version {metadata.get('format_version')}; this program reads version "
+            f"{FORMAT_VERSION}"
+        )
+    try:
+        rule = rule_from_dict(json.loads(metadata["rule"]))
+        notes = {name: metadata[name] for name in _NOTES}
+        weights = Weights(
+            rule=rule,
+            theta=theta,
+            lr=float(metadata["lr"]),
+            **{**notes, "steps": int(notes["steps"])},  # type: ignore[arg-type]
+        )
+        recorded = metadata["sha256"]
+    except KeyError as error:
+        raise WeightsError(f"metadata lacks {error}") from None
+    except (TypeError, ValueError, RecursionError) as error:
+        raise WeightsError(f"damaged metadata: {error}") from None
+    if recorded != weights.digest():
+        raise WeightsError("damaged: its numbers don't match the digest in its metadata")
+    return weights
