@@ -102,19 +102,23 @@ def standard_normal(
 
     Args:
         seed: 0 to 2^63 - 1.
-        step: 0 or more; an integer, or an integer tensor of shape ().
+        step: 0 or more; an integer, or an integer tensor of any shape S.
         start, count: the range of coordinates.
         device: where to compute them; the numbers are the same everywhere.
         dtype: of the result. The numbers are made in float32 and converted.
 
     Returns:
-        A tensor of shape (count,).
+        A tensor of shape (*S, count).
     """
     first_block = start // 4
     blocks = torch.arange(first_block, -(-(start + count) // 4), device=device)
-    step = torch.as_tensor(step, dtype=torch.int64, device=device).expand_as(blocks)
-    counter = (blocks & _WORD, blocks >> 32, step & _WORD, step >> 32)
+    steps = torch.as_tensor(step, dtype=torch.int64, device=device).unsqueeze(-1)
+    blocks, steps = (
+        blocks.expand(*steps.shape[:-1], -1),
+        steps.expand(*steps.shape[:-1], len(blocks)),
+    )
+    counter = (blocks & _WORD, blocks >> 32, steps & _WORD, steps >> 32)
     words = philox(counter, (seed & _WORD, seed >> 32))
     normals = torch.stack([*_box_muller(words[0], words[1]), *_box_muller(words[2], words[3])], -1)
     offset = start - 4 * first_block
-    return normals.flatten()[offset : offset + count].to(dtype)
+    return normals.flatten(-2)[..., offset : offset + count].to(dtype)

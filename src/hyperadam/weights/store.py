@@ -1,14 +1,12 @@
 """Weights files: theta and all that is needed to use it, in one safetensors file.
 
 The file's metadata holds the rule's configuration, the learning rate that the weights were
-meta-trained for, where they come from, and a digest of the numbers, so that a damaged file is
-refused. Nothing is pickled.
+meta-trained for and where they come from.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -16,18 +14,16 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor
 
+from hyperadam import tensor_file
 from hyperadam.config import from_values
 from hyperadam.errors import ConfigError, WeightsError, unknown_name
-from hyperadam.files import atomic_write
 from hyperadam.rule import RULES, Rule
 
 FORMAT = "hyperadam-weights"
-FORMAT_VERSION = "1"
+FORMAT_VERSION = 1
 SUFFIX = ".safetensors"
 
 
@@ -81,12 +77,7 @@ class Weights:
 
     def digest(self) -> str:
         """SHA-256 of the rule's configuration and of every number of theta, in hexadecimal."""
-        sha = hashlib.sha256(json.dumps(self.rule.to_dict(), sort_keys=True).encode())
-        for name in sorted(self.theta):
-            value = self.theta[name].contiguous()
-            sha.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-            sha.update(value.numpy().tobytes())
-        return sha.hexdigest()
+        return tensor_file.digest(self.theta, self.rule.to_dict())
 
 
 def rule_from_dict(values: Mapping[str, Any]) -> Rule:
@@ -102,27 +93,7 @@ def rule_from_dict(values: Mapping[str, Any]) -> Rule:
     return from_values(RULES[name], settings, what=f"rule {name}")
 
 
-_NOTES = {
-    field.name: field
-    for field in dataclasses.fields(Weights)
-    if field.name not in ("rule", "theta", "lr")
-}
-
-
-def to_bytes(weights: Weights) -> bytes:
-    """The content of a weights file."""
-    metadata = {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
-        "rule": json.dumps(weights.rule.to_dict(), sort_keys=True),
-        "num_theta": str(weights.rule.num_theta()),
-        "lr": repr(weights.lr),
-        "sha256": weights.digest(),
-        **{name: str(getattr(weights, name)) for name in _NOTES},
-    }
-    theta = {name: value.contiguous() for name, value in weights.theta.items()}
-    content: bytes = safetensors.torch.save(theta, metadata)
-    return content
+_NOTES = ("preset", "data", "date", "commit", "licence")
 
 
 def save_weights(weights: Weights, path: str | Path) -> None:
@@ -135,7 +106,14 @@ def save_weights(weights: Weights, path: str | Path) -> None:
     path = Path(path)
     if path.suffix != SUFFIX:
         raise WeightsError(f"a weights file's name ends in {SUFFIX}; got {path}")
-    atomic_write(path, to_bytes(weights))
+    notes = {
+        "rule": json.dumps(weights.rule.to_dict(), sort_keys=True),
+        "num_theta": str(weights.rule.num_theta()),
+        "lr": repr(weights.lr),
+        "steps": str(weights.steps),
+        **{name: getattr(weights, name) for name in _NOTES},
+    }
+    tensor_file.write(path, weights.theta, notes, format_=FORMAT, version=FORMAT_VERSION)
 
 
 def bundled_weights() -> dict[str, Path]:
@@ -158,47 +136,23 @@ def load_weights(name_or_path: str | Path) -> Weights:
     name = str(name_or_path)
     if isinstance(name_or_path, Path) or "/" in name or name.endswith(SUFFIX):
         path = Path(name_or_path)
-        if not path.is_file():
-            raise WeightsError(f"no weights file at {path}")
     else:
         bundled = bundled_weights()
         if name not in bundled:
             raise WeightsError(unknown_name("weights", name, bundled))
         path = bundled[name]
+    theta, notes = tensor_file.read(
+        path, format_=FORMAT, version=FORMAT_VERSION, error=WeightsError
+    )
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            theta = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (safetensors.SafetensorError, OSError, ValueError) as error:
-        raise WeightsError(f"{path} is not a readable safetensors file: {error}") from None
-    try:
-        return _from_metadata(theta, metadata)
-    except (WeightsError, ConfigError) as error:
-        raise WeightsError(f"{path}: {error}") from None
-
-
-def _from_metadata(theta: dict[str, Tensor], metadata: Mapping[str, str]) -> Weights:
-    if metadata.get("format") != FORMAT:
-        raise WeightsError("not a hyperadam weights file (no such format in its metadata)")
-    if metadata.get("format_version") != FORMAT_VERSION:
-        raise WeightsError(
-            f"format version {metadata.get('format_version')}; this program reads version "
-            f"{FORMAT_VERSION}"
-        )
-    try:
-        rule = rule_from_dict(json.loads(metadata["rule"]))
-        notes = {name: metadata[name] for name in _NOTES}
-        weights = Weights(
-            rule=rule,
+        return Weights(
+            rule=rule_from_dict(json.loads(notes["rule"])),
             theta=theta,
-            lr=float(metadata["lr"]),
-            **{**notes, "steps": int(notes["steps"])},  # type: ignore[arg-type]
+            lr=float(notes["lr"]),
+            steps=int(notes["steps"]),
+            **{name: notes[name] for name in _NOTES},
         )
-        recorded = metadata["sha256"]
     except KeyError as error:
-        raise WeightsError(f"metadata lacks {error}") from None
+        raise WeightsError(f"{path}: its metadata lacks {error}") from None
     except (TypeError, ValueError, RecursionError) as error:
-        raise WeightsError(f"damaged metadata: {error}") from None
-    if recorded != weights.digest():
-        raise WeightsError("damaged: its numbers don't match the digest in its metadata")
-    return weights
+        raise WeightsError(f"{path}: {error}") from None

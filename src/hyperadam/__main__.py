@@ -1,0 +1,5 @@
+"""``python -m hyperadam``."""
+
+from hyperadam.cli import main
+
+main()

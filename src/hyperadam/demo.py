@@ -1,0 +1,149 @@
+"""The demonstration: a small network trained with the bundled weights, beside Adam."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from hyperadam.baselines import ADAM_DEFAULT_LR, ADAM_LR_GRID, adam, tune_adam
+from hyperadam.evaluation import OptimizerFactory, TrainingRun, train
+from hyperadam.files import atomic_write
+from hyperadam.optim import VariationalHyperAdam
+from hyperadam.tasks import make_task
+from hyperadam.weights import Weights
+
+TASK = "digits-mlp1-sigmoid"
+TUNING_SEEDS = range(1_000_000, 1_000_003)
+POSTERIOR_DRAWS = 10
+BAND = (5, 95)
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One optimizer's runs in the demonstration.
+
+    Attributes:
+        name: with its learning rate, for tables and legends.
+        lr: the learning rate.
+        runs: one a seed.
+    """
+
+    name: str
+    lr: float
+    runs: list[TrainingRun]
+
+    def final_losses(self) -> np.ndarray:
+        return np.array([run.final_loss for run in self.runs])
+
+    def accuracies(self) -> np.ndarray:
+        return np.array([run.metrics["val_accuracy"] for run in self.runs])
+
+    def step_milliseconds(self) -> float:
+        """Median over runs of the optimizer's own time for a step."""
+        steps = len(self.runs[0].train_loss_T)
+        return float(np.median([1e3 * run.optimizer_seconds / steps for run in self.runs]))
+
+
+@dataclasses.dataclass(frozen=True)
+class Demo:
+    """All runs of a demonstration.
+
+    Attributes:
+        ours: Variational HyperAdam.
+        adam_tuned: Adam at the best learning rate of its grid, chosen on other seeds.
+        adam_default: Adam at its default.
+        posterior: runs of ours from one initialisation and data order, with other noise.
+    """
+
+    ours: Entry
+    adam_tuned: Entry
+    adam_default: Entry
+    posterior: list[TrainingRun]
+
+    def entries(self) -> list[Entry]:
+        return [self.ours, self.adam_tuned, self.adam_default]
+
+
+def total_work(seeds: int) -> int:
+    """How often :func:`run_demo` calls ``advance``."""
+    return 1 + 3 * seeds + POSTERIOR_DRAWS
+
+
+def run_demo(weights: Weights, *, seeds: int, steps: int, advance: Callable[[str], None]) -> Demo:
+    """Train the digits MLP with each optimizer.
+
+    Args:
+        weights: of Variational HyperAdam.
+        seeds: how many initialisations and data orders, 0 to ``seeds - 1``.
+        steps: of each run.
+        advance: called after each piece of work with what comes next.
+    """
+    task = make_task(TASK)
+
+    def ours(noise_seed: int) -> OptimizerFactory:
+        return lambda params: VariationalHyperAdam(params, weights=weights, seed=noise_seed)
+
+    def entry(name: str, lr: float, factory: Callable[[int], OptimizerFactory]) -> Entry:
+        runs = []
+        for seed in range(seeds):
+            runs.append(train(task, factory(seed), seed=seed, steps=steps))
+            advance(name)
+        return Entry(name, lr, runs)
+
+    best_lr = tune_adam(task, seeds=TUNING_SEEDS, steps=steps)
+    advance("Adam's grid")
+    demo = Demo(
+        ours=entry("Variational HyperAdam", weights.lr, ours),
+        adam_tuned=entry(f"Adam, best lr of {len(ADAM_LR_GRID)}", best_lr, lambda _: adam(best_lr)),
+        adam_default=entry("Adam, default lr", ADAM_DEFAULT_LR, lambda _: adam(ADAM_DEFAULT_LR)),
+        posterior=[],
+    )
+    run = partial(train, task, seed=0, steps=steps)
+    for draw in range(POSTERIOR_DRAWS):
+        demo.posterior.append(run(ours(seeds + draw)))
+        advance("posterior")
+    return demo
+
+
+def draw_demo(demo: Demo, path: Path) -> None:
+    """Write the picture: mean curves over seeds, and the posterior's band around one run.
+
+    Args:
+        demo: the runs.
+        path: of a PNG file.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    for color, entry in zip(("C3", "C0", "C7"), demo.entries(), strict=True):
+        curves = np.stack([run.train_loss_post_T for run in entry.runs])
+        steps = np.arange(1, curves.shape[1] + 1)
+        label = f"{entry.name} ({entry.lr:g})"
+        left.plot(steps, curves.mean(axis=0), color=color, label=label)
+        left.fill_between(steps, curves.min(axis=0), curves.max(axis=0), color=color, alpha=0.15)
+    left.set_title(f"digits MLP, {len(demo.ours.runs)} seeds: mean and range", fontsize=10)
+    left.set_ylabel("training loss after the update")
+
+    sampled = np.stack([run.train_loss_post_T for run in demo.posterior])
+    low, high = np.percentile(sampled, BAND, axis=0)
+    tuned = demo.adam_tuned
+    right.plot(steps, tuned.runs[0].train_loss_post_T, color="C0", label=tuned.name)
+    right.plot(steps, sampled.mean(axis=0), color="C3", label=f"{demo.ours.name}, mean")
+    right.fill_between(
+        steps, low, high, color="C3", alpha=0.3, label=f"posterior, {BAND[0]} to {BAND[1]}%"
+    )
+    right.set_title(f"one initialisation, {len(sampled)} draws of the sampled updates", fontsize=10)
+    for axes in (left, right):
+        axes.set_xlabel("step")
+        axes.set_yscale("log")
+        axes.grid(alpha=0.3, which="both", linewidth=0.5)
+        axes.legend(frameon=False, fontsize=9)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150)
+    atomic_write(path, buffer.getvalue())

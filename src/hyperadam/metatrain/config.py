@@ -1,0 +1,127 @@
+"""A meta-training run's whole configuration, as one frozen value."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hyperadam.config import from_values
+from hyperadam.errors import ConfigError
+from hyperadam.rule import MAX_SEED, Rule, VariationalHyperAdamRule
+from hyperadam.tasks import check_task_name
+from hyperadam.weights import rule_from_dict
+
+
+@dataclasses.dataclass(frozen=True)
+class MetaTrainConfig:
+    """The recipe of a meta-training run. The defaults are the paper's.
+
+    Attributes:
+        task: the inner task, by name.
+        random_scaling: the inner network's coordinates get scales ``exp(U(-s, s))``; 0: none.
+        convex_dim: size of the convex term added to the inner loss; 0: none.
+        convex_scaling: the spread of the convex term's own scales.
+        rule: the update rule to meta-train.
+        unroll_length: inner steps that are backpropagated through.
+        trajectory_length: inner steps of an inner run; a multiple of ``unroll_length``.
+        inner_runs: how many inner runs.
+        lr: inner learning rate, which the weights will recommend.
+        kl_weight: λ, the weight of the KL term in the meta-loss.
+        meta_lr: learning rate of the meta-optimizer, Adam.
+        meta_weight_decay: its weight decay, added to the meta-gradient.
+        meta_grad_clip: clips the meta-gradient's Euclidean norm; None: no clipping.
+        seed: of everything random.
+    """
+
+    task: str = "mnist-mlp1-sigmoid"
+    random_scaling: float = 3.0
+    convex_dim: int = 20
+    convex_scaling: float = 1.0
+    rule: Rule = dataclasses.field(default_factory=VariationalHyperAdamRule)
+    unroll_length: int = 20
+    trajectory_length: int = 100
+    inner_runs: int = 10_000
+    lr: float = 1e-3
+    kl_weight: float = 1e-4
+    meta_lr: float = 1e-4
+    meta_weight_decay: float = 5e-4
+    meta_grad_clip: float | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_task_name(self.task)
+        for name in ("unroll_length", "trajectory_length", "inner_runs"):
+            self._require(name, getattr(self, name) >= 1, "at least 1")
+        self._require(
+            "trajectory_length",
+            self.trajectory_length % self.unroll_length == 0,
+            f"a multiple of unroll_length, {self.unroll_length}",
+        )
+        for name in ("lr", "meta_lr"):
+            value = getattr(self, name)
+            self._require(name, math.isfinite(value) and value > 0, "a positive number")
+        for name in ("random_scaling", "convex_scaling", "kl_weight", "meta_weight_decay"):
+            value = getattr(self, name)
+            self._require(name, math.isfinite(value) and value >= 0, "a number at or above 0")
+        self._require("convex_dim", self.convex_dim >= 0, "at least 0")
+        clip = self.meta_grad_clip
+        good_clip = clip is None or (math.isfinite(clip) and clip > 0)
+        self._require("meta_grad_clip", good_clip, "a positive number or null")
+        self._require("seed", 0 <= self.seed <= MAX_SEED, "from 0 to 2^63 - 1")
+
+    def _require(self, name: str, condition: bool, what: str) -> None:
+        if not condition:
+            raise ConfigError(f"{name} must be {what}; got {getattr(self, name)}")
+
+    @property
+    def unrolls_per_run(self) -> int:
+        return self.trajectory_length // self.unroll_length
+
+    @property
+    def total_meta_steps(self) -> int:
+        return self.inner_runs * self.unrolls_per_run
+
+    def to_dict(self) -> dict[str, Any]:
+        """The configuration as plain values."""
+        return dataclasses.asdict(self) | {"rule": self.rule.to_dict()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> MetaTrainConfig:
+        """The configuration of :meth:`to_dict`.
+
+        Raises:
+            ConfigError: an unknown setting, a wrong type or an impossible value.
+        """
+        rule = values.get("rule", {"rule": VariationalHyperAdamRule.name})
+        if not isinstance(rule, Mapping):
+            raise ConfigError(f"rule must be a table of settings; got {rule!r}")
+        return from_values(cls, {**values, "rule": rule_from_dict(rule)}, what="configuration")
+
+    def with_overrides(self, overrides: Sequence[str]) -> MetaTrainConfig:
+        """The configuration changed by ``key=value`` texts, in their order.
+
+        Keys are field names, ``rule.NAME`` for the rule's own; ``rule=NAME`` takes another rule
+        with its default settings. Values are read as JSON, or else as text.
+
+        Raises:
+            ConfigError: no ``=`` in a text, an unknown key or an impossible value.
+        """
+        values = self.to_dict()
+        for override in overrides:
+            key, equals, text = override.partition("=")
+            if not equals:
+                raise ConfigError(f"a setting is given as key=value; got {override!r}")
+            try:
+                value = json.loads(text)
+            except json.JSONDecodeError:
+                value = text
+            if key == "rule":
+                values["rule"] = {"rule": value}
+            elif key.startswith("rule."):
+                values["rule"] = {**values["rule"], key.removeprefix("rule."): value}
+            else:
+                values[key] = value
+        return MetaTrainConfig.from_dict(values)

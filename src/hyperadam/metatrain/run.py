@@ -1,0 +1,292 @@
+"""A meta-training run in a folder: checkpoints, events, resuming, and what it leaves behind.
+
+The folder holds ``config.json`` (what the run is), ``checkpoint.safetensors`` (where it is),
+``tensorboard/``, and at the end ``weights.safetensors``, ``history.csv`` and ``meta_loss.png``.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import datetime
+import io
+import json
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import filelock
+
+from hyperadam.errors import ConfigError, RunError
+from hyperadam.files import atomic_write
+from hyperadam.metatrain.checkpoint import load_checkpoint, save_checkpoint
+from hyperadam.metatrain.config import MetaTrainConfig
+from hyperadam.metatrain.trainer import HISTORY_COLUMNS, MetaStep, MetaTrainer
+from hyperadam.weights import Weights, save_weights
+
+if TYPE_CHECKING:
+    from tensorboardX import SummaryWriter
+
+CONFIG = "config.json"
+CHECKPOINT = "checkpoint.safetensors"
+WEIGHTS = "weights.safetensors"
+HISTORY = "history.csv"
+CURVE = "meta_loss.png"
+EVENTS = "tensorboard"
+LOCK = ".lock"
+
+
+@dataclasses.dataclass(frozen=True)
+class RunLabel:
+    """What a run calls itself in the weights that it exports.
+
+    Attributes:
+        preset: the preset's name, with the settings that were changed.
+        licence: of the exported numbers.
+    """
+
+    preset: str
+    licence: str
+
+
+class RunFolder:
+    """A folder that belongs to one run, and to one process at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder, which is made where it is missing.
+
+        Raises:
+            RunError: another process holds it.
+            OSError: it can't be made or written.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            with filelock.FileLock(self / LOCK, timeout=0):
+                yield
+        except filelock.Timeout:
+            raise RunError(f"another process is at work in {self.path}") from None
+
+    def holds_run(self) -> bool:
+        return any((self / name).exists() for name in (CONFIG, CHECKPOINT, WEIGHTS))
+
+    def read_config(self) -> tuple[MetaTrainConfig, RunLabel]:
+        """The configuration and label of the run that the folder holds.
+
+        Raises:
+            RunError: there is none, or it can't be read.
+        """
+        try:
+            values = json.loads((self / CONFIG).read_text(encoding="utf-8"))
+            return MetaTrainConfig.from_dict(values["config"]), RunLabel(**values["label"])
+        except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
+            raise RunError(f"{self / CONFIG} can't be read: {error}") from None
+
+    def write_config(self, config: MetaTrainConfig, label: RunLabel) -> None:
+        values = {"config": config.to_dict(), "label": dataclasses.asdict(label)}
+        atomic_write(self / CONFIG, (json.dumps(values, indent=2) + "\n").encode())
+
+
+def differences(ours: MetaTrainConfig, theirs: MetaTrainConfig) -> list[str]:
+    """The settings in which two configurations differ, as ``key: theirs, not ours``."""
+
+    def flat(config: MetaTrainConfig) -> dict[str, Any]:
+        values = config.to_dict()
+        rule = values.pop("rule")
+        return values | {f"rule.{name}": value for name, value in rule.items()}
+
+    a, b = flat(ours), flat(theirs)
+    return [
+        f"{key}: {b.get(key)}, not {a.get(key)}"
+        for key in sorted(a.keys() | b.keys())
+        if a.get(key) != b.get(key)
+    ]
+
+
+class _Interrupt:
+    """Turns the first Ctrl-C (or SIGTERM) into a request to stop after the current meta-step."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        # Python lets only the main thread handle signals.
+        main = threading.current_thread() is threading.main_thread()
+        self.signals = (signal.SIGINT, signal.SIGTERM) if main else ()
+
+    def __enter__(self) -> _Interrupt:
+        self.previous = {number: signal.signal(number, self._request) for number in self.signals}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+    def _request(self, number: int, frame: FrameType | None) -> None:
+        self.requested = True
+        signal.signal(number, self.previous[signal.Signals(number)])  # the second one acts
+
+
+def run_meta_training(
+    out: Path,
+    config: MetaTrainConfig | None,
+    label: RunLabel | None,
+    *,
+    resume: bool = False,
+    data_dir: Path | None = None,
+    checkpoint_seconds: float = 30.0,
+    started: Callable[[MetaTrainer], None] = lambda _: None,
+    progress: Callable[[MetaStep], None] = lambda _: None,
+) -> MetaTrainer:
+    """Meta-train in a folder, from the start or from where it was left.
+
+    Killed at any moment and resumed, the run ends with the same bits as an undisturbed one. On
+    Ctrl-C it saves a checkpoint and returns early.
+
+    Args:
+        out: the run's folder.
+        config: the recipe; None with ``resume`` takes the one in the folder.
+        label: what to write into the weights; None likewise.
+        resume: go on with the run in the folder. Where there is none yet, start it.
+        data_dir: see :func:`hyperadam.tasks.load_data`.
+        checkpoint_seconds: time between two checkpoints.
+        started: called once with the trainer, at the place where it starts.
+        progress: called after each meta-step.
+
+    Returns:
+        The trainer; ``finished`` tells whether the run came to its end.
+
+    Raises:
+        RunError: the folder holds another run or a damaged one, or another process is at work
+            in it.
+        ConfigError: there is nothing to resume and no configuration to start with.
+    """
+    folder = RunFolder(out)
+    with folder.locked():
+        if folder.holds_run():
+            if not resume:
+                raise RunError(f"{out} holds a run; --resume goes on with it")
+            found, found_label = folder.read_config()
+            if config is not None and config != found:
+                other = "; ".join(differences(config, found))
+                raise RunError(f"{out} holds a run with other settings: {other}")
+            config, label = found, found_label
+            trainer = MetaTrainer(config, data_dir)
+            if (folder / CHECKPOINT).exists():
+                load_checkpoint(folder / CHECKPOINT, trainer)
+        else:
+            if config is None or label is None:
+                raise ConfigError(f"{out} holds no run to resume; name a preset to start one")
+            trainer = MetaTrainer(config, data_dir)
+            folder.write_config(config, label)
+        started(trainer)
+        _train(trainer, folder, checkpoint_seconds, progress)
+        if trainer.finished:
+            _export(trainer, folder, label)
+        return trainer
+
+
+def _train(
+    trainer: MetaTrainer,
+    folder: RunFolder,
+    checkpoint_seconds: float,
+    progress: Callable[[MetaStep], None],
+) -> None:
+    from tensorboardX import SummaryWriter
+
+    if trainer.finished:
+        return
+    # Events of steps after the checkpoint, from before a kill, are purged: they come again.
+    events = SummaryWriter(str(folder / EVENTS), purge_step=len(trainer.history) + 1)
+    try:
+        with _Interrupt() as interrupt:
+            saved_at = time.monotonic()
+            while not trainer.finished and not interrupt.requested:
+                record = trainer.meta_step()
+                _write_events(events, record)
+                progress(record)
+                if time.monotonic() - saved_at >= checkpoint_seconds:
+                    save_checkpoint(folder / CHECKPOINT, trainer)
+                    saved_at = time.monotonic()
+            save_checkpoint(folder / CHECKPOINT, trainer)
+    finally:
+        events.close()
+
+
+def _write_events(events: SummaryWriter, record: MetaStep) -> None:
+    for name in ("meta_loss", "inner_loss", "kl", "grad_norm"):
+        events.add_scalar(f"meta_train/{name}", getattr(record, name), record.index)
+
+
+def _export(trainer: MetaTrainer, folder: RunFolder, label: RunLabel) -> None:
+    config = trainer.config
+    weights = Weights(
+        rule=config.rule,
+        theta={name: value.detach().clone() for name, value in trainer.theta.items()},
+        lr=config.lr,
+        preset=label.preset,
+        data=config.task,
+        steps=len(trainer.history) * config.unroll_length,
+        date=datetime.datetime.now(datetime.UTC).date().isoformat(),
+        commit=source_version(),
+        licence=label.licence,
+    )
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(HISTORY_COLUMNS)
+    writer.writerows(dataclasses.astuple(record) for record in trainer.history)
+    atomic_write(folder / HISTORY, text.getvalue().encode())
+    atomic_write(folder / CURVE, _curve(trainer.history))
+    save_weights(weights, folder / WEIGHTS)
+
+
+def _curve(history: list[MetaStep]) -> bytes:
+    """A picture of the meta-loss over meta-steps, as PNG."""
+    import numpy as np
+    from matplotlib.figure import Figure
+
+    steps = np.array([record.index for record in history])
+    losses = np.array([record.meta_loss for record in history])
+    window = max(1, len(losses) // 50)
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(steps, losses, color="C0", alpha=0.25, linewidth=0.8, label="each meta-step")
+    means = [losses[max(0, end - window) : end].mean() for end in range(1, len(losses) + 1)]
+    axes.plot(steps, means, color="C0", label=f"mean of the last {window}")
+    finite = losses[np.isfinite(losses)]
+    if finite.size and finite.max() > 20 * max(np.median(finite), 1e-12):
+        axes.set_yscale("log")
+    axes.set_xlabel("meta-step")
+    axes.set_ylabel("meta-loss")
+    axes.legend(frameon=False)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150)
+    return buffer.getvalue()
+
+
+def source_version() -> str:
+    """The commit of the source that runs, or the package's version where it is installed."""
+    source = Path(__file__)
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(source.parent), *arguments]
+        result = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603
+        return result.stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", source.name)  # an installed copy is in no repository
+        changed = "+changes" if git("status", "--porcelain", "--", "..") else ""
+        return git("rev-parse", "HEAD") + changed
+    except (OSError, subprocess.CalledProcessError):
+        return f"hyperadam {version('hyperadam')}"

@@ -1,0 +1,90 @@
+"""Tasks made of other tasks, for meta-training."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hyperadam.tasks.base import Batch, Params, Task, make_generator
+
+
+class RandomScaling:
+    """A task whose every parameter is multiplied inside the network by a fixed random scale.
+
+    Scales are ``exp(U(-spread, spread))``, one a coordinate; parameters start divided by them,
+    so that the network starts as it would without.
+
+    Source: Lv et al., ICML 2017, section 4.1 (random scaling).
+    """
+
+    def __init__(self, task: Task, spread: float, seed: int) -> None:
+        self.task = task
+        generator = make_generator(seed, "scales")
+        self.scales = {
+            name: torch.exp(spread * (2 * torch.rand(value.shape, generator=generator) - 1))
+            for name, value in task.init_params(generator).items()
+        }
+
+    @property
+    def name(self) -> str:
+        return f"{self.task.name}-scaled"
+
+    def init_params(self, generator: torch.Generator) -> Params:
+        params = self.task.init_params(generator)
+        return {name: value / self.scales[name] for name, value in params.items()}
+
+    def batch(self, seed: int, step: int) -> Batch:
+        return self.task.batch(seed, step)
+
+    def loss(self, params: Params, batch: Batch) -> Tensor:
+        return self.task.loss(self._inside(params), batch)
+
+    def validate(self, params: Params) -> dict[str, float]:
+        return self.task.validate(self._inside(params))
+
+    def _inside(self, params: Params) -> Params:
+        return {name: value * self.scales[name] for name, value in params.items()}
+
+
+class SumOfTasks:
+    """Several tasks trained as one: parameters side by side, losses added."""
+
+    def __init__(self, *tasks: Task) -> None:
+        self.tasks = tasks
+
+    @property
+    def name(self) -> str:
+        return "+".join(task.name for task in self.tasks)
+
+    def init_params(self, generator: torch.Generator) -> Params:
+        return {
+            f"{index}.{name}": value
+            for index, task in enumerate(self.tasks)
+            for name, value in task.init_params(generator).items()
+        }
+
+    def batch(self, seed: int, step: int) -> Batch:
+        return [task.batch(seed, step) for task in self.tasks]
+
+    def loss(self, params: Params, batch: Batch) -> Tensor:
+        losses = [
+            task.loss(self._own(index, params), own)
+            for index, (task, own) in enumerate(zip(self.tasks, batch, strict=True))
+        ]
+        return torch.stack(losses).sum()
+
+    def validate(self, params: Params) -> dict[str, float]:
+        """Metrics of all tasks; of one name, the first task's."""
+        metrics: dict[str, float] = {}
+        for index, task in enumerate(self.tasks):
+            metrics = task.validate(self._own(index, params)) | metrics
+        return metrics
+
+    @staticmethod
+    def _own(index: int, params: Params) -> Params:
+        prefix = f"{index}."
+        return {
+            name.removeprefix(prefix): value
+            for name, value in params.items()
+            if name.startswith(prefix)
+        }
