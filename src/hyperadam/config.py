@@ -33,5 +33,7 @@ def from_values(cls: type[T], values: Mapping[str, Any], *, what: str) -> T:
         return TypeAdapter(cls).validate_python(dict(values))
     except ValidationError as error:
         first = error.errors()[0]
+        if first["type"] == "value_error":  # raised by the dataclass itself
+            raise ConfigError(str(first["ctx"]["error"])) from None
         place = ".".join(map(str, first["loc"])) or "value"
         raise ConfigError(f"{what}: {place}: {first['msg']}") from None

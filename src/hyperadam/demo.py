@@ -54,12 +54,14 @@ class Demo:
     """All runs of a demonstration.
 
     Attributes:
+        task: its name.
         ours: Variational HyperAdam.
         adam_tuned: Adam at the best learning rate of its grid, chosen on other seeds.
         adam_default: Adam at its default.
         posterior: runs of ours from one initialisation and data order, with other noise.
     """
 
+    task: str
     ours: Entry
     adam_tuned: Entry
     adam_default: Entry
@@ -98,6 +100,7 @@ def run_demo(weights: Weights, *, seeds: int, steps: int, advance: Callable[[str
     best_lr = tune_adam(task, seeds=TUNING_SEEDS, steps=steps)
     advance("Adam's grid")
     demo = Demo(
+        task=task.name,
         ours=entry("Variational HyperAdam", weights.lr, ours),
         adam_tuned=entry(f"Adam, best lr of {len(ADAM_LR_GRID)}", best_lr, lambda _: adam(best_lr)),
         adam_default=entry("Adam, default lr", ADAM_DEFAULT_LR, lambda _: adam(ADAM_DEFAULT_LR)),

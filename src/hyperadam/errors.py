@@ -30,9 +30,16 @@ class MissingDependencyError(HyperAdamError, ImportError):
     """An optional library is needed; the message says how to install it."""
 
 
+MAX_LISTED = 12
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
-    """Message for a name that is not in a table: the near misses, then all there are."""
+    """Message for a name that is not in a table: the near misses, and a short table whole."""
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
-    return f"unknown {kind} {name!r}: {hint}known: {', '.join(names)}"
+    parts = [f"unknown {kind} {name!r}"]
+    if near:
+        parts.append(f"did you mean {' or '.join(map(repr, near))}?")
+    if len(names) <= MAX_LISTED or not near:
+        parts.append(f"known: {', '.join(names)}")
+    return ": ".join([parts[0], " ".join(parts[1:])])

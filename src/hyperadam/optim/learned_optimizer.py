@@ -240,7 +240,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 "stay as they are; later ones are skipped without a word and counted in "
                 "optimizer.skipped_steps",
                 RuntimeWarning,
-                stacklevel=6,
+                stacklevel=5,
             )
         return False
 

@@ -69,9 +69,10 @@ def _read(path: Path) -> object:
         raise WeightsError(f"no file at {path}")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # what torch raises for a foreign file depends on its bytes
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise WeightsError(f"{path} can't be read as tensors only: {reason}") from None
+    except Exception:  # what torch raises for a foreign file depends on its bytes
+        raise WeightsError(
+            f"{path} can't be read: it is damaged, foreign, or holds more than tensors"
+        ) from None
 
 
 def _recognise(theta: Mapping[str, Tensor]) -> Rule:

@@ -1,0 +1,45 @@
+# `make demo` and `make test` need only Python, make and a C++ compiler: each sets up .venv itself.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+SOURCES := $(shell find src -type f -not -path '*/__pycache__/*') pyproject.toml constraints.txt README.md
+
+.PHONY: demo test lint test-wheel figures clean
+
+demo: $(VENV)/.installed
+	$(BIN)/hyperadam demo
+
+test: lint
+	$(BIN)/python -m pytest --cov --cov-report=
+	$(BIN)/coverage report
+	$(BIN)/coverage report --fail-under=95 --include='*/rule/*,*/optim/*,*/weights/*' >/dev/null
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# The wheel in an environment of its own, away from the source and from the network.
+test-wheel: $(VENV)/.installed-dev
+	PYTHON=$(PYTHON) BUILD=$(abspath $(BIN))/python scripts/test-wheel
+
+# Every figure that README.md quotes.
+figures: $(VENV)/.installed
+	mkdir -p results/first-weights
+	$(BIN)/hyperadam demo --seeds 20 --out results/first-weights/demo.png \
+		> results/first-weights/demo.txt
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: $(SOURCES) | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt .
+	touch $@
+
+$(VENV)/.installed-dev: $(SOURCES) | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt '.[dev]'
+	touch $@ $(VENV)/.installed
+
+clean:
+	rm -rf $(VENV) build dist .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,136 @@
+"""What the command line shows: tables and progress bars."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from hyperadam.demo import Demo
+    from hyperadam.metatrain import MetaStep, MetaTrainer
+    from hyperadam.weights import Weights
+
+PLAIN_WIDTH = 120
+"""Columns where the output is no terminal, so that tables in files are not cut."""
+
+
+def print_table(table: Table) -> None:
+    """Print a table to standard output."""
+    console = Console()
+    console = console if console.is_terminal else Console(width=PLAIN_WIDTH)
+    console.print(table)
+
+
+def progress_bar(*columns: ProgressColumn) -> Progress:
+    """A bar on standard error, with ``columns`` beside it."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        console = Console(stderr=True, width=PLAIN_WIDTH)
+    return Progress(
+        BarColumn(bar_width=10),
+        MofNCompleteColumn(),
+        *columns,
+        TimeRemainingColumn(),
+        console=console,
+    )
+
+
+@contextmanager
+def meta_train_progress() -> Iterator[
+    tuple[Callable[[MetaTrainer], None], Callable[[MetaStep], None]]
+]:
+    """A bar over meta-steps with meta-loss, inner loss, KL term and inner steps a second.
+
+    Yields:
+        What to call when the run starts and after each meta-step.
+    """
+    with progress_bar(TextColumn("{task.description}")) as bar:
+        task = bar.add_task("", total=None, visible=False)
+        unroll_length = 0
+
+        def started(trainer: MetaTrainer) -> None:
+            nonlocal unroll_length
+            unroll_length = trainer.config.unroll_length
+            done, total = len(trainer.history), trainer.config.total_meta_steps
+            if done:
+                bar.console.print(f"resuming after meta-step {done}")
+            bar.reset(task, total=total, completed=done, visible=True)
+
+        def progress(record: MetaStep) -> None:
+            rate = (bar.tasks[task].speed or math.nan) * unroll_length
+            bar.update(
+                task,
+                completed=record.index,
+                description=f"meta-loss {record.meta_loss:.3f} loss {record.inner_loss:.3f} "
+                f"KL {record.kl:.2g} {rate:.0f} steps/s",
+            )
+
+        yield started, progress
+
+
+def demo_table(demo: Demo) -> Table:
+    """Each optimizer's final loss, accuracy and time."""
+    seeds, steps = len(demo.ours.runs), len(demo.ours.runs[0].train_loss_T)
+    table = Table(title=f"{demo.task}, {steps} steps, {seeds} seeds: mean ± standard deviation")
+    table.add_column("optimizer")
+    for name in ("lr", "final training loss", "validation accuracy", "ms a step"):
+        table.add_column(name, justify="right")
+    for entry in demo.entries():
+        loss, accuracy = entry.final_losses(), 100 * entry.accuracies()
+        table.add_row(
+            entry.name,
+            f"{entry.lr:g}",
+            f"{loss.mean():.4f} ± {loss.std():.4f}",
+            f"{accuracy.mean():.1f} ± {accuracy.std():.1f} %",
+            f"{entry.step_milliseconds():.2f}",
+        )
+    return table
+
+
+def weights_table(bundled: Mapping[str, Weights]) -> Table:
+    """One row a weights file."""
+    table = Table()
+    for name in ("name", "rule", "numbers", "lr", "data", "date", "licence"):
+        table.add_column(name)
+    for name, weights in bundled.items():
+        table.add_row(
+            name,
+            weights.rule.name,
+            str(weights.rule.num_theta()),
+            f"{weights.lr:g}",
+            weights.data,
+            weights.date,
+            weights.licence,
+        )
+    return table
+
+
+def weights_details(weights: Weights) -> Table:
+    """All that a weights file says of itself."""
+    table = Table(show_header=False)
+    table.add_column()
+    table.add_column(overflow="fold")
+    for key, value in weights.rule.to_dict().items():
+        table.add_row(key, str(value))
+    table.add_section()
+    for key in ("lr", "preset", "data", "steps", "date", "commit", "licence"):
+        table.add_row(key, str(getattr(weights, key)))
+    table.add_row("sha256", weights.digest())
+    table.add_section()
+    for key, tensor in weights.theta.items():
+        spread = f"mean {tensor.mean():+.4f}, rms {tensor.square().mean().sqrt():.4f}"
+        table.add_row(key, f"{tuple(tensor.shape)!s:10} {spread}")
+    return table

@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import settings
+
+from hyperadam import Weights
+from hyperadam.rule import RULES, Rule, VariationalHyperAdamRule
+from hyperadam.tasks import make_generator
+
+# Derandomized: a test that fails, fails for everyone.
+settings.register_profile("repeatable", derandomize=True, deadline=None, print_blob=True)
+settings.load_profile("repeatable")
+
+# The tests' tensors are small: a second thread only costs.
+torch.set_num_threads(1)
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def random_theta(rule: Rule, dtype: torch.dtype = torch.float32, seed: int = 0) -> dict:
+    """Theta at which every part of a rule acts: initial values, with biases that are not 0."""
+    generator = make_generator(seed, "theta")
+    theta = rule.init_theta(generator, torch.float64)
+    return {
+        name: (value + 0.1 * torch.randn(value.shape, generator=generator)).to(dtype)
+        for name, value in theta.items()
+    }
+
+
+def make_weights(rule: Rule | None = None, seed: int = 0) -> Weights:
+    rule = rule if rule is not None else VariationalHyperAdamRule(channels=6)
+    return Weights(rule=rule, theta=random_theta(rule, seed=seed), lr=1e-2)
+
+
+@pytest.fixture
+def weights() -> Weights:
+    return make_weights()
+
+
+@pytest.fixture(params=sorted(RULES))
+def rule_name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+def _shared(*names: str) -> Path:
+    """A file of the material that lies beside a checkout; the test is skipped where it doesn't."""
+    root = Path(os.environ.get("HYPERADAM_SHARED", Path(__file__).parents[2] / "shared"))
+    path = root.joinpath(*names)
+    if not path.exists():
+        pytest.skip(f"no {'/'.join(names)} in {root}")
+    return path
+
+
+@pytest.fixture
+def official_path() -> Path:
+    return _shared("official", "params-epoch-100.pkl")
+
+
+@pytest.fixture
+def data_dir() -> Path:
+    _shared("data", "mnist-train.parquet")
+    return _shared("data")

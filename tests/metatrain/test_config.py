@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from hyperadam.errors import ConfigError
+from hyperadam.metatrain import MetaTrainConfig
+from hyperadam.presets import PRESETS, preset
+from hyperadam.rule import RNNpropRule, VariationalHyperAdamRule
+
+
+def test_the_paper_preset_is_the_papers_recipe():
+    paper = preset("paper")
+    assert paper.to_dict() == {
+        "task": "mnist-mlp1-sigmoid",
+        "random_scaling": 3.0,
+        "convex_dim": 20,
+        "convex_scaling": 1.0,
+        "rule": VariationalHyperAdamRule().to_dict(),
+        "unroll_length": 20,
+        "trajectory_length": 100,
+        "inner_runs": 10_000,
+        "lr": 1e-3,
+        "kl_weight": 1e-4,
+        "meta_lr": 1e-4,
+        "meta_weight_decay": 5e-4,
+        "meta_grad_clip": None,
+        "seed": 0,
+    }
+    assert paper.total_meta_steps == 50_000
+    assert paper.total_meta_steps * paper.unroll_length == 10**6
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_presets_survive_json(name):
+    config = PRESETS[name]
+    assert MetaTrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_overrides():
+    config = preset("paper").with_overrides(
+        [
+            "lr=0.5",
+            "seed=3",
+            "task=digits-mlp2-relu",
+            "meta_grad_clip=1",
+            "rule.channels=8",
+            "rule.moment_decays=[0.9,0.99]",
+            "rule.candidate_bound=5",
+        ]
+    )
+    assert (config.lr, config.seed, config.task, config.meta_grad_clip) == (
+        0.5, 3, "digits-mlp2-relu", 1.0,
+    )  # fmt: skip
+    assert config.rule == VariationalHyperAdamRule(
+        channels=8, moment_decays=(0.9, 0.99), candidate_bound=5.0
+    )
+    assert config.with_overrides(["meta_grad_clip=null"]).meta_grad_clip is None
+    other = preset("paper").with_overrides(["rule=rnnprop", "rule.channels=8"])
+    assert other.rule == RNNpropRule(channels=8)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("lr", "given as key=value"),
+        ("learning_rate=1", "unknown setting 'learning_rate'"),
+        ("meta_lrr=1", "did you mean 'meta_lr'"),
+        ("rule.chanels=4", "did you mean 'channels'"),
+        ("rule=adam", "unknown rule 'adam'"),
+        ("task=mnist", "unknown task 'mnist'"),
+        ("lr=fast", "valid number"),
+        ("lr=-1", "lr must be a positive number; got -1.0"),
+        ("lr=NaN", "lr must be a positive number"),
+        ("meta_lr=0", "meta_lr must be"),
+        ("kl_weight=-1", "kl_weight must be"),
+        ("unroll_length=0", "unroll_length must be at least 1"),
+        ("trajectory_length=30", "multiple of unroll_length, 20"),
+        ("inner_runs=0", "inner_runs must be at least 1"),
+        ("inner_runs=1.5", "valid integer"),
+        ("convex_dim=-1", "convex_dim must be at least 0"),
+        ("meta_grad_clip=0", "meta_grad_clip must be"),
+        ("seed=-1", "seed must be"),
+        ("rule.channels=0", "channels must be at least 1"),
+        ("rule.column_norm=max", "euclidean"),
+    ],
+)
+def test_bad_overrides(override, message):
+    with pytest.raises(ConfigError, match=message):
+        preset("paper").with_overrides([override])
+
+
+def test_a_rule_that_is_no_table():
+    with pytest.raises(ConfigError, match="rule must be a table"):
+        MetaTrainConfig.from_dict({"rule": "hyperadam"})
+
+
+def test_unknown_preset():
+    with pytest.raises(ConfigError, match="unknown preset 'papper': did you mean 'paper'"):
+        preset("papper")

@@ -1,0 +1,732 @@
+from __future__ import annotations
+
+import copy
+import io
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from conftest import GOLDEN, make_weights, random_theta
+from hyperadam import VariationalHyperAdam, Weights, save_weights
+from hyperadam.errors import WeightsError
+from hyperadam.rule import RULES, VariationalHyperAdamRule, standard_normal
+
+WEIGHTS = make_weights()
+
+
+def make(params, **settings):
+    return VariationalHyperAdam(params, **{"weights": WEIGHTS, **settings})
+
+
+def make_params(*shapes, dtype=torch.float32, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(s, generator=generator).to(dtype).requires_grad_() for s in shapes]
+
+
+def set_grads(params, step, scale=1.0):
+    """Gradients that depend on the step and on the values, as in training."""
+    for index, param in enumerate(params):
+        generator = torch.Generator().manual_seed(1000 * step + index)
+        noise = torch.randn(param.shape, generator=generator)
+        param.grad = (scale * (param.detach() + 0.1 * noise.to(param.dtype))).to(param.dtype)
+
+
+def train(optimizer, params, steps, start=0):
+    for step in range(start, start + steps):
+        set_grads(params, step)
+        optimizer.step()
+
+
+def values(params):
+    return [param.detach().clone() for param in params]
+
+
+def assert_equal(xs, ys):
+    assert len(xs) == len(ys)
+    for x, y in zip(xs, ys, strict=True):
+        assert torch.equal(x, y)
+
+
+def snapshot(optimizer, params):
+    """All that a refused call must leave as it was."""
+    return copy.deepcopy((optimizer.state_dict(), values(params)))
+
+
+def assert_unchanged(optimizer, params, before):
+    state_dict, old = before
+    now = optimizer.state_dict()
+    assert now["param_groups"] == state_dict["param_groups"]
+    assert now["state"].keys() == state_dict["state"].keys()
+    for key, saved in state_dict["state"].items():
+        assert_equal(list(now["state"][key].values()), list(saved.values()))
+    assert_equal(values(params), old)
+
+
+# -- the rule ------------------------------------------------------------------------------------
+
+
+def test_it_applies_the_golden_updates():
+    with np.load(GOLDEN / "variational_hyperadam_trajectory.npz") as file:
+        golden = {name: torch.from_numpy(file[name]) for name in file.files}
+    theta = {k.removeprefix("theta."): v for k, v in golden.items() if k.startswith("theta.")}
+    weights = Weights(VariationalHyperAdamRule(), theta, lr=1e-3)
+    param = torch.zeros(257, dtype=torch.float64, requires_grad=True)
+    other = torch.zeros(257, dtype=torch.float64)
+    optimizer = make([param], weights=weights)
+    for t, grad in enumerate(golden["grads"]):
+        param.grad = grad
+        optimizer.step()
+        distribution = optimizer.update_distribution(param)
+        mean = golden["updates"][t] - distribution.stddev * golden["noise"][t]
+        torch.testing.assert_close(distribution.mean, mean, rtol=1e-9, atol=1e-9)
+        noise = standard_normal(0, t + 1, 0, 257, dtype=torch.float64)
+        other -= 1e-3 * (mean + distribution.stddev * noise)
+        torch.testing.assert_close(param.detach(), other, rtol=1e-9, atol=1e-9)
+
+
+def test_lr_comes_from_the_weights():
+    params = make_params(3, 2)
+    optimizer = make([{"params": params[:1]}, {"params": params[1:], "lr": 0.5}])
+    assert [group["lr"] for group in optimizer.param_groups] == [WEIGHTS.lr, 0.5]
+    assert type(optimizer.param_groups[0]["lr"]) is float
+    optimizer.add_param_group({"params": make_params(2), "lr": None})
+    assert optimizer.param_groups[2]["lr"] == WEIGHTS.lr
+    assert make(make_params(2), lr=0.25).param_groups[0]["lr"] == 0.25
+
+
+def test_each_group_has_its_own_lr():
+    """lr scales the step and nothing else: the rule sees one problem."""
+
+    def after(lr):
+        params = make_params(4, 3)
+        optimizer = make([{"params": params[:1], "lr": lr}, {"params": params[1:]}])
+        start = values(params)
+        train(optimizer, params, 1)
+        return [new - old for new, old in zip(values(params), start, strict=True)]
+
+    small, large = after(1e-3), after(1e-1)
+    torch.testing.assert_close(large[0], 100 * small[0], rtol=1e-3, atol=1e-6)
+    assert torch.equal(large[1], small[1])
+
+
+@given(
+    cuts=st.lists(st.integers(0, 24), max_size=4),
+    groups=st.integers(1, 3),
+    sample=st.booleans(),
+)
+def test_splitting_parameters_changes_nothing(cuts, groups, sample):
+    """However 24 coordinates are cut into tensors and groups, empty ones included."""
+    whole = make_params(24, dtype=torch.float64)
+    edges = [0, *sorted(cuts), 24]
+    sizes = [high - low for low, high in itertools.pairwise(edges)]
+    parts = [part.clone().requires_grad_() for part in whole[0].detach().split(sizes)]
+    one = make(whole, sample=sample)
+    share = math.ceil(len(parts) / groups)
+    many = make(
+        [{"params": parts[at : at + share]} for at in range(0, len(parts), share)], sample=sample
+    )
+    for step in range(3):
+        set_grads(whole, step)
+        for part, grad in zip(parts, whole[0].grad.split(sizes), strict=True):
+            part.grad = grad.clone()
+        one.step()
+        many.step()
+    torch.testing.assert_close(torch.cat(values(parts)), values(whole)[0], rtol=1e-10, atol=1e-12)
+
+
+def test_strides_do_not_matter():
+    plain = make_params((3, 5))
+    turned = [plain[0].detach().t().contiguous().t().requires_grad_()]
+    assert not turned[0].is_contiguous()
+    for params in (plain, turned):
+        train(make(params), params, 3)
+    assert torch.equal(plain[0], turned[0])
+    set_grads(plain, 9)
+    turned[0].grad = plain[0].grad.t().contiguous().t()
+
+
+def test_weight_decay():
+    """L2 adds to the gradient; the decoupled one shrinks the parameters beside the step."""
+    decay, lr = 0.1, 0.01
+
+    def after(add_by_hand=0.0, shrink=1.0, **settings):
+        params = make_params(6, dtype=torch.float64)
+        optimizer = make(params, lr=lr, **settings)
+        for step in range(3):
+            set_grads(params, 7 * step)
+            params[0].grad += add_by_hand * params[0].detach()
+            frozen_grad = params[0].grad.clone()
+            with torch.no_grad():
+                params[0].mul_(shrink)
+            params[0].grad = frozen_grad
+            optimizer.step()
+        return values(params)[0]
+
+    torch.testing.assert_close(after(weight_decay=decay), after(add_by_hand=decay))
+    decoupled = after(weight_decay=decay, decoupled_weight_decay=True)
+    torch.testing.assert_close(decoupled, after(shrink=1 - lr * decay))
+    assert not torch.allclose(decoupled, after(weight_decay=decay))
+
+
+def test_maximize():
+    down, up = make_params(5), make_params(5)
+    minimizer, maximizer = make(down), make(up, maximize=True)
+    for step in range(3):
+        set_grads(down, step)
+        up[0].grad = -down[0].grad
+        minimizer.step()
+        maximizer.step()
+    assert torch.equal(down[0], up[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
+def test_complex_parameters_are_viewed_as_real(dtype):
+    complex_params = [torch.randn(3, 2, dtype=dtype).requires_grad_()]
+    real_params = [torch.view_as_real(complex_params[0].detach()).clone().requires_grad_()]
+    one, two = make(complex_params), make(real_params)
+    for step in range(3):
+        set_grads(real_params, step)
+        complex_params[0].grad = torch.view_as_complex(real_params[0].grad.clone())
+        one.step()
+        two.step()
+    assert torch.equal(torch.view_as_real(complex_params[0].detach()), real_params[0].detach())
+    assert one.update_distribution(complex_params[0]).mean.shape == (3, 2, 2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_has_float32_state(dtype):
+    params = make_params(40, dtype=dtype)
+    twin = [params[0].detach().float().requires_grad_()]
+    optimizer, reference = make(params), make(twin)
+    set_grads(params, 0)
+    twin[0].grad = params[0].grad.float()
+    optimizer.step()
+    reference.step()
+    for name, value in optimizer.state[params[0]].items():
+        assert value.dtype == (torch.int64 if name == "step" else torch.float32)
+        assert torch.equal(value, reference.state[twin[0]][name])
+    assert torch.equal(params[0], twin[0].to(dtype))
+
+
+def test_double_precision_is_computed_in_double_precision():
+    params = make_params(9, dtype=torch.float64)
+    optimizer = make(params, sample=False)
+    train(optimizer, params, 3)
+    assert optimizer.state[params[0]]["m"].dtype == torch.float64
+    mean = optimizer.update_distribution(params[0]).mean
+    assert not torch.equal(mean, mean.float().double())
+
+
+def test_mixed_precision_runs_in_the_widest():
+    params = [*make_params(4, dtype=torch.float64), *make_params(4, dtype=torch.float32)]
+    optimizer = make(params)
+    train(optimizer, params, 2)
+    assert optimizer.state[params[0]]["m"].dtype == torch.float64
+    assert optimizer.state[params[1]]["m"].dtype == torch.float32
+
+
+# -- the contract of torch.optim -----------------------------------------------------------------
+
+
+def test_a_parameter_without_gradient_is_left_out():
+    """Its value and state stay, and the others' norms run without it."""
+    params, alone = make_params(4, 3), make_params(4)
+    both, one = make(params), make(alone)
+    train(both, params, 2)
+    before = copy.deepcopy(both.state[params[1]])
+    frozen = values(params)[1]
+    set_grads(params, 5)
+    params[1].grad = None
+    both.step()
+    assert torch.equal(params[1], frozen)
+    assert_equal(list(both.state[params[1]].values()), list(before.values()))
+    assert int(both.state[params[0]]["step"]) == 3
+    never = make_params(4, 3)
+    optimizer = make(never)
+    for step in range(3):
+        set_grads(never[:1], step)
+        set_grads(alone, step)
+        optimizer.step()
+        one.step()
+    assert torch.equal(never[0], alone[0])
+    assert never[1] not in optimizer.state or not optimizer.state[never[1]]
+
+
+def test_no_gradients_at_all():
+    params = make_params(3)
+    optimizer = make(params)
+    before = snapshot(optimizer, params)
+    optimizer.step()
+    assert_unchanged(optimizer, params, before)
+
+
+def test_a_group_added_later_joins():
+    first, second = make_params(4), make_params(3, seed=1)
+    optimizer = make(first)
+    train(optimizer, first, 2)
+    optimizer.add_param_group({"params": second, "lr": 0.5})
+    start = values(second)
+    train(optimizer, [*first, *second], 2)
+    assert [int(optimizer.state[p]["step"]) for p in (*first, *second)] == [4, 2]
+    assert not torch.equal(second[0], start[0])
+
+
+def test_closure():
+    param = torch.tensor([2.0, -3.0], requires_grad=True)
+    optimizer = make([param])
+    calls = []
+
+    def closure():
+        assert torch.is_grad_enabled()
+        optimizer.zero_grad()
+        loss = param.square().sum()
+        loss.backward()
+        calls.append(float(loss.detach()))
+        return loss
+
+    first = optimizer.step(closure)
+    assert float(first.detach()) == 13.0
+    optimizer.step(closure)
+    assert len(calls) == 2
+    set_grads([param], 0)
+    assert optimizer.step() is None
+
+
+def test_schedulers():
+    params = make_params(3)
+    optimizer = make(params)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=4)
+    rates = []
+    for step in range(4):
+        train(optimizer, params, 1, step)
+        scheduler.step()
+        rates.append(optimizer.param_groups[0]["lr"])
+    assert rates == pytest.approx(
+        [WEIGHTS.lr * (1 + math.cos(math.pi * t / 4)) / 2 for t in (1, 2, 3, 4)]
+    )
+    frozen = values(params)
+    train(optimizer, params, 1, 9)  # the schedule ends at lr 0
+    assert_equal(values(params), frozen)
+
+
+def test_tensor_lr():
+    plain, tensor = make_params(3), make_params(3)
+    train(make(plain, lr=0.125), plain, 2)
+    train(make(tensor, lr=torch.tensor(0.125)), tensor, 2)
+    assert_equal(values(plain), values(tensor))
+
+
+def test_clip_grad_norm_and_training():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
+    weights = make_weights(VariationalHyperAdamRule())
+    optimizer = VariationalHyperAdam(model.parameters(), lr=1e-3, weights=weights)
+    x = torch.randn(64, 8)
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(x).square().mean().backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+        optimizer.step()
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+
+
+def test_hooks_and_named_parameters():
+    model = torch.nn.Linear(3, 2)
+    optimizer = make(model.named_parameters())
+    seen = []
+    optimizer.register_step_post_hook(lambda *_: seen.append("post"))
+    train(optimizer, list(model.parameters()), 1)
+    assert seen == ["post"]
+    assert optimizer.state_dict()["param_groups"][0]["param_names"] == ["weight", "bias"]
+
+
+def test_torch_generators_are_left_alone():
+    params = make_params(10)
+    optimizer = make(params)
+    before = torch.get_rng_state()
+    train_params = values(params)
+    for param in params:
+        param.grad = torch.ones_like(param)
+    optimizer.step()
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not torch.equal(params[0], train_params[0])
+
+
+# -- noise ---------------------------------------------------------------------------------------
+
+
+def directions(seed=0, sample=True, shapes=(400,), steps=2):
+    params = make_params(*shapes, dtype=torch.float64)
+    optimizer = make(params, lr=1.0, seed=seed, sample=sample)
+    train(optimizer, params, steps - 1)
+    set_grads(params, steps)
+    before = values(params)
+    optimizer.step()
+    moved = [old - new for old, new in zip(before, values(params), strict=True)]
+    return moved, [optimizer.update_distribution(param) for param in params]
+
+
+def test_the_update_is_the_distribution_and_the_noise():
+    moved, (normal,) = directions(seed=5)
+    noise = standard_normal(5, 2, 0, 400, dtype=torch.float64)
+    torch.testing.assert_close(moved[0], normal.mean + normal.stddev * noise)
+    mean_only, (same,) = directions(seed=5, sample=False, steps=1)
+    torch.testing.assert_close(mean_only[0], same.mean)
+
+
+def test_same_seed_same_run():
+    for seed, other, equal in ((3, 3, True), (3, 4, False)):
+        a, _ = directions(seed)
+        b, _ = directions(other)
+        assert torch.equal(a[0], b[0]) == equal
+
+
+def test_noise_follows_the_coordinate_not_the_tensor():
+    """Also where a tensor in between has no gradient."""
+    params = make_params(5, 6, 7)
+    optimizer = make(params, lr=1.0, seed=2)
+    set_grads(params, 0)
+    params[1].grad = None
+    before = values(params)
+    optimizer.step()
+    noise = standard_normal(2, 1, 0, 18)
+    for index, piece in ((0, noise[:5]), (2, noise[11:])):
+        normal = optimizer.update_distribution(params[index])
+        moved = before[index] - params[index].detach()
+        torch.testing.assert_close(moved, normal.mean + normal.stddev * piece, rtol=1e-4, atol=1e-5)
+
+
+def test_groups_can_choose_to_sample():
+    params = make_params(5, 6)
+    optimizer = make([{"params": params[:1], "sample": False}, {"params": params[1:]}], lr=1.0)
+    set_grads(params, 0)
+    before = values(params)
+    optimizer.step()
+    errors = [
+        old - param.detach() - optimizer.update_distribution(param).mean
+        for old, param in zip(before, params, strict=True)
+    ]
+    assert float(errors[0].abs().max()) < 1e-5
+    assert float(errors[1].abs().max()) > 1e-2
+
+
+def test_update_distribution_errors():
+    params = make_params((2, 3))
+    optimizer = make(params)
+    with pytest.raises(RuntimeError, match="no step"):
+        optimizer.update_distribution(params[0])
+    with pytest.raises(ValueError, match="not a parameter"):
+        optimizer.update_distribution(torch.zeros(6))
+    train(optimizer, params, 1)
+    normal = optimizer.update_distribution(params[0])
+    assert isinstance(normal, torch.distributions.Normal)
+    assert normal.batch_shape == (2, 3)
+    plain = make_weights(VariationalHyperAdamRule(channels=4, var_block=False))
+    without = make(params, weights=plain)
+    train(without, params, 1)
+    with pytest.raises(RuntimeError, match="no VarBlock"):
+        without.update_distribution(params[0])
+
+
+# -- resume --------------------------------------------------------------------------------------
+
+
+def through_memory(state_dict):
+    return copy.deepcopy(state_dict)
+
+
+def through_a_file(state_dict):
+    buffer = io.BytesIO()
+    torch.save(state_dict, buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=True)
+
+
+@pytest.mark.parametrize("carry", [through_memory, through_a_file])
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64]
+)
+def test_resume_is_bit_for_bit(carry, dtype):
+    def groups(params):
+        return [
+            {"params": params[:1], "lr": 0.02, "weight_decay": 0.1},
+            {"params": params[1:], "decoupled_weight_decay": True, "weight_decay": 0.2},
+        ]
+
+    params = make_params((4, 3), 5, dtype=dtype)
+    undisturbed = make(groups(params), seed=77)
+    train(undisturbed, params, 3)
+    saved, copies = carry(undisturbed.state_dict()), values(params)
+    train(undisturbed, params, 4, start=3)
+
+    resumed_params = [copied.requires_grad_() for copied in copies]
+    resumed = make(groups(resumed_params), seed=1)
+    resumed.load_state_dict(saved)
+    train(resumed, resumed_params, 4, start=3)
+    assert_equal(values(resumed_params), values(params))
+    for ours, theirs in zip(resumed_params, params, strict=True):
+        for name, value in resumed.state[ours].items():
+            assert torch.equal(value, undisturbed.state[theirs][name])
+            assert value.dtype in (torch.int64, torch.float32, torch.float64)
+
+
+def test_loaded_state_is_a_copy():
+    params, others = make_params(4), make_params(4)
+    one, two = make(params), make(others)
+    train(one, params, 2)
+    two.load_state_dict(one.state_dict())
+    before = snapshot(one, params)
+    train(two, others, 2)
+    assert_unchanged(one, params, before)
+
+
+def test_loading_float32_state_beside_bfloat16_parameters():
+    params = make_params(6)
+    optimizer = make(params)
+    train(optimizer, params, 2)
+    half = [params[0].detach().bfloat16().requires_grad_()]
+    loaded = make(half)
+    loaded.load_state_dict(optimizer.state_dict())
+    for name, value in loaded.state[half[0]].items():
+        assert torch.equal(value, optimizer.state[params[0]][name])
+    train(loaded, half, 1)
+    assert loaded.state[half[0]]["m"].dtype == torch.float32
+
+
+def test_users_hooks_still_see_the_state_dict():
+    params = make_params(4)
+    optimizer = make(params)
+    train(optimizer, params, 1)
+    saved = optimizer.state_dict()
+    saved["param_groups"][0]["lr"] = 0.5
+    target = make(params)
+    seen = []
+
+    def rename(_, state_dict):
+        seen.append(sorted(state_dict["state"][0]))
+        return {**state_dict, "state": {0: state_dict["state"].pop("old")}}
+
+    def post(loaded):
+        seen.append(loaded.state[params[0]]["m"].shape)
+
+    broken = {**saved, "state": {"old": saved["state"][0], 0: saved["state"][0]}}
+    target.register_load_state_dict_pre_hook(rename)
+    target.register_load_state_dict_post_hook(post)
+    target.load_state_dict(broken)
+    assert len(seen) == 2
+    assert seen[1] == (4, 6)
+    assert target.param_groups[0]["lr"] == 0.5
+
+
+def test_deepcopy_goes_its_own_way():
+    params = make_params(4)
+    optimizer = make(params, seed=3, nonfinite="raise")
+    train(optimizer, params, 2)
+    twin_params, twin = copy.deepcopy((params, optimizer))
+    train(optimizer, params, 2, start=2)
+    train(twin, twin_params, 2, start=2)
+    assert_equal(values(params), values(twin_params))
+    assert twin.nonfinite == "raise"
+    assert twin.update_distribution(twin_params[0]).mean.shape == (4,)
+
+
+# -- refusals ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"lr": -1.0}, "lr must be a number"),
+        ({"lr": math.nan}, "lr must be a number"),
+        ({"lr": math.inf}, "lr must be a number"),
+        ({"lr": "fast"}, "lr must be a number"),
+        ({"lr": torch.tensor(-1.0)}, "lr must be a number"),
+        ({"weight_decay": -0.1}, "weight_decay must be a number"),
+        ({"weight_decay": math.nan}, "weight_decay must be a number"),
+        ({"weight_decay": None}, "weight_decay must be a number"),
+        ({"seed": -1}, "seed must be an integer"),
+        ({"seed": 2**63}, "seed must be an integer"),
+        ({"seed": 1.5}, "seed must be an integer"),
+        ({"seed": True}, "seed must be an integer"),
+        ({"backend": "cuda"}, "unknown backend 'cuda'"),
+        ({"nonfinite": "ignore"}, "unknown nonfinite 'ignore'"),
+        ({"weights": "nobody's"}, "unknown weights"),
+    ],
+)
+def test_bad_settings(settings, message):
+    with pytest.raises(ValueError, match=message):
+        make(make_params(2), **settings)
+
+
+def test_bad_parameters():
+    with pytest.raises(ValueError, match="empty parameter list"):
+        make([])
+    with pytest.raises(TypeError, match="Tensors"):
+        make([1.0])
+    with pytest.raises(ValueError, match="floating or complex"):
+        make([torch.zeros(2, dtype=torch.int64)])
+
+
+def test_a_bad_group_is_not_added():
+    params = make_params(3)
+    optimizer = make(params)
+    for bad in (
+        {"params": make_params(2), "lr": -1.0},
+        {"params": make_params(2), "weight_decay": math.nan},
+        {"params": [torch.zeros(2, dtype=torch.int64)]},
+        {"params": params},
+    ):
+        with pytest.raises(ValueError, match=r"must be|appear in more than one"):
+            optimizer.add_param_group(bad)
+        assert len(optimizer.param_groups) == 1
+    with pytest.raises(TypeError):
+        optimizer.add_param_group(params)
+
+
+@pytest.mark.parametrize("name", sorted(set(RULES) - {"variational-hyperadam"}))
+def test_weights_of_another_rule(name, tmp_path):
+    weights = make_weights(RULES[name](channels=4))
+    save_weights(weights, tmp_path / "other.safetensors")
+    for given_as in (weights, tmp_path / "other.safetensors", str(tmp_path / "other.safetensors")):
+        with pytest.raises(WeightsError, match=f"these are of {name}"):
+            make(make_params(2), weights=given_as)
+
+
+def test_damaged_weights(tmp_path):
+    path = tmp_path / "w.safetensors"
+    save_weights(WEIGHTS, path)
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(WeightsError, match="not a readable"):
+        make(make_params(2), weights=path)
+    rule = VariationalHyperAdamRule(channels=5)
+    with pytest.raises(WeightsError, match="has shape"):
+        Weights(rule, random_theta(VariationalHyperAdamRule(channels=4)), lr=1.0)
+
+
+def test_sparse_gradients():
+    params = make_params((3, 3), 4)
+    optimizer = make(params)
+    train(optimizer, params, 1)
+    before = snapshot(optimizer, params)
+    params[0].grad = torch.eye(3).to_sparse()
+    with pytest.raises(RuntimeError, match="does not support sparse gradients"):
+        optimizer.step()
+    assert_unchanged(optimizer, params, before)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_nonfinite_gradients_are_skipped(bad):
+    params = make_params(4, 3)
+    optimizer = make(params)
+    train(optimizer, params, 1)
+    before = snapshot(optimizer, params)
+    set_grads(params, 1)
+    params[1].grad[2] = bad
+    with pytest.warns(RuntimeWarning, match="NaN or infinity") as caught:
+        optimizer.step()
+    assert caught[0].filename == __file__
+    optimizer.step()  # warns once: warnings are errors here
+    assert optimizer.skipped_steps == 2
+    assert_unchanged(optimizer, params, before)
+    train(optimizer, params, 1, start=2)
+    assert int(optimizer.state[params[0]]["step"]) == 2
+
+    fresh = make_params(3)
+    first = make(fresh)
+    fresh[0].grad = torch.full((3,), bad)
+    start = snapshot(first, fresh)
+    with pytest.warns(RuntimeWarning):
+        first.step()
+    assert_unchanged(first, fresh, start)
+
+
+def test_nonfinite_gradients_raise():
+    params = make_params(4, (3, 2))
+    optimizer = make(params, nonfinite="raise")
+    train(optimizer, params, 1)
+    before = snapshot(optimizer, params)
+    set_grads(params, 1)
+    params[1].grad[0, 0] = math.nan
+    with pytest.raises(RuntimeError, match=r"shape \(3, 2\) holds NaN"):
+        optimizer.step()
+    assert_unchanged(optimizer, params, before)
+    assert optimizer.skipped_steps == 0
+
+
+def test_parameters_on_two_devices():
+    params = [torch.zeros(2, requires_grad=True), torch.zeros(2, device="meta", requires_grad=True)]
+    optimizer = make(params)
+    for param in params:
+        param.grad = torch.zeros_like(param)
+    with pytest.raises(RuntimeError, match="one device"):
+        optimizer.step()
+
+
+def other_model():
+    params = make_params((4, 2))
+    optimizer = make(params)
+    train(optimizer, params, 1)
+    return optimizer.state_dict()
+
+
+def other_weights():
+    params = make_params(4, 3)
+    optimizer = make(params, weights=make_weights(seed=8))
+    train(optimizer, params, 1)
+    return optimizer.state_dict()
+
+
+def adams():
+    params = make_params(4, 3)
+    optimizer = torch.optim.Adam(params)
+    train(optimizer, params, 1)
+    return optimizer.state_dict()
+
+
+def swapped():
+    params = make_params(3, 4)
+    optimizer = make(params)
+    train(optimizer, params, 1)
+    return optimizer.state_dict()
+
+
+def without_a_tensor():
+    params = make_params(4, 3)
+    optimizer = make(params)
+    train(optimizer, params, 1)
+    state_dict = copy.deepcopy(optimizer.state_dict())
+    del state_dict["state"][0]["m"]
+    return state_dict
+
+
+def bad_lr():
+    state_dict = make(make_params(4, 3)).state_dict()
+    state_dict["param_groups"][0]["lr"] = -1.0
+    return state_dict
+
+
+@pytest.mark.parametrize(
+    ("foreign", "message"),
+    [
+        (other_model, "groups have"),
+        (other_weights, "made with the weights"),
+        (adams, "lack"),
+        (swapped, "has shape"),
+        (without_a_tensor, "state holds"),
+        (bad_lr, "lr must be"),
+    ],
+)
+def test_foreign_state_dicts_change_nothing(foreign, message):
+    params = make_params(4, 3)
+    optimizer = make(params)
+    train(optimizer, params, 2)
+    before = snapshot(optimizer, params)
+    with pytest.raises(ValueError, match=message):
+        optimizer.load_state_dict(foreign())
+    assert_unchanged(optimizer, params, before)
+    train(optimizer, params, 1, start=2)

@@ -1,0 +1,289 @@
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from conftest import random_theta
+from hyperadam.errors import ConfigError
+from hyperadam.rule import (
+    RULES,
+    DMoptimizerRule,
+    HyperAdamRule,
+    RNNpropRule,
+    UpdateDistribution,
+    VariationalHyperAdamRule,
+    cat_states,
+)
+from hyperadam.rule.var_block import kl_divergence
+from hyperadam.tasks import make_generator
+
+F64 = torch.float64
+
+OPTIONS = {
+    "layers": VariationalHyperAdamRule(channels=3, state_layers=2),
+    "rms": VariationalHyperAdamRule(channels=3, column_norm="rms"),
+    "bound": VariationalHyperAdamRule(channels=3, candidate_bound=0.5),
+    "decays": VariationalHyperAdamRule(channels=3, moment_decays=(0.5, 0.9, 0.99)),
+    "no variance": VariationalHyperAdamRule(channels=3, var_block=False),
+    "prior": VariationalHyperAdamRule(
+        channels=3, kl_prior_mean="fixed_moments", kl_prior_scale=0.5
+    ),
+    "hyperadam": HyperAdamRule(channels=3, state_layers=2, column_norm="rms", candidate_bound=2.0),
+    "rnnprop": RNNpropRule(channels=3, state_layers=1, moment_decays=(0.9, 0.99)),
+    "dmoptimizer": DMoptimizerRule(channels=3, state_layers=3),
+}
+
+
+@pytest.fixture(params=sorted(OPTIONS))
+def rule(request):
+    return OPTIONS[request.param]
+
+
+def run(rule, theta, grads, state=None):
+    state = state if state is not None else rule.init_state(grads.shape[-1], dtype=grads.dtype)
+    for grad in grads:
+        update, state = rule.step(theta, state, grad)
+    return update, state
+
+
+def test_the_papers_values_are_the_defaults():
+    rule = VariationalHyperAdamRule()
+    assert rule.num_theta() == 5421
+    assert rule.to_dict() == {
+        "rule": "variational-hyperadam",
+        "channels": 20,
+        "state_layers": 1,
+        "column_norm": "euclidean",
+        "candidate_bound": None,
+        "moment_decays": (0.95,),
+        "var_block": True,
+        "kl_prior_mean": "none",
+        "kl_prior_scale": 1.0,
+    }
+    state = rule.init_state(7)
+    assert sum(t.numel() for name, t in state.tensors().items() if name != "step") == 122 * 7
+
+
+def test_options_have_the_shapes_they_say(rule):
+    theta = rule.init_theta(make_generator(0))
+    assert {name: tuple(value.shape) for name, value in theta.items()} == rule.theta_shapes()
+    update, state = run(rule, theta, torch.randn(3, 11))
+    assert update.mean_N.shape == (11,)
+    assert bool(torch.isfinite(update.mean_N).all())
+    assert {n: t.shape for n, t in state.tensors().items()} == {
+        n: t.shape for n, t in rule.init_state(11).tensors().items()
+    }
+    assert int(state.step) == 3
+    has_variance = isinstance(rule, VariationalHyperAdamRule) and rule.var_block
+    assert (update.log_var_N is not None) == has_variance
+    kl = rule.kl(update)
+    assert kl.shape == ()
+    assert (float(kl) != 0) == has_variance
+    if not has_variance:
+        assert torch.equal(update.sample(torch.ones(11)), update.mean_N)
+
+
+def test_derivatives_by_theta_and_state(rule):
+    """Two chained steps against finite differences."""
+    theta = random_theta(rule, F64, seed=3)
+    names = list(theta)
+    grads = torch.randn(3, 4, dtype=F64, generator=torch.Generator().manual_seed(1))
+    _, start = run(rule, theta, grads[:1])
+    floats = [name for name, t in start.tensors().items() if name != "step" and t.numel()]
+
+    def function(*values):
+        own_theta = dict(zip(names, values[: len(names)], strict=True))
+        state = dataclasses.replace(start, **dict(zip(floats, values[len(names) :], strict=True)))
+        update, state = run(rule, own_theta, grads[1:], state)
+        outputs = [update.mean_N, rule.kl(update), state.h_NLH]
+        return tuple(out for out in outputs if out.requires_grad)
+
+    values = [*theta.values(), *(start.tensors()[name] for name in floats)]
+    assert torch.autograd.gradcheck(
+        function, [value.detach().clone().requires_grad_() for value in values]
+    )
+
+
+@pytest.mark.parametrize("name", sorted(RULES))
+def test_initial_theta(name):
+    rule = RULES[name]()
+    theta = rule.init_theta(make_generator(1))
+    again = rule.init_theta(make_generator(1))
+    for key, value in theta.items():
+        assert torch.equal(value, again[key])
+        if key.endswith(".bias"):
+            assert not value.any()
+        elif key.startswith(("pre_linear", "post_linear", "linear")):
+            assert 0 < float(value.abs().max()) <= 0.2
+        elif key in ("lstm1.weight", "adamcell.weight"):
+            bound = math.sqrt(6 / sum(value.shape))
+            assert 0.95 * bound < float(value.abs().max()) <= bound
+    if name == "variational-hyperadam":
+        assert float(theta["post_linear.weight"].std()) == pytest.approx(0.088, abs=0.01)
+
+
+@pytest.mark.parametrize("rule_name", sorted(set(RULES) - {"dmoptimizer"}))
+@given(exponent=st.floats(-3, 3), seed=st.integers(0, 100))
+def test_mean_does_not_depend_on_the_gradients_scale(rule_name, exponent, seed):
+    """Up to the epsilons. DMoptimizer's features are logarithms: its mean does depend."""
+    rule = RULES[rule_name](channels=4)
+    theta = random_theta(rule, F64, seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    grads = torch.randn(5, 12, dtype=F64, generator=generator)
+    plain, _ = run(rule, theta, grads)
+    scaled, _ = run(rule, theta, grads * 10**exponent)
+    torch.testing.assert_close(scaled.mean_N, plain.mean_N, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("rule_name", sorted(RULES))
+@given(order=st.permutations(list(range(9))))
+def test_permuting_coordinates_permutes_updates(rule_name, order):
+    rule = RULES[rule_name](channels=4)
+    theta = random_theta(rule, F64)
+    grads = torch.randn(4, 9, dtype=F64, generator=torch.Generator().manual_seed(5))
+    plain, _ = run(rule, theta, grads)
+    permuted, _ = run(rule, theta, grads[:, order])
+    torch.testing.assert_close(permuted.mean_N, plain.mean_N[order], rtol=1e-9, atol=1e-12)
+
+
+def test_candidates_are_bounded():
+    """A coordinate whose second moment has forgotten a large gradient."""
+    grads = torch.tensor([[1e4], [1e-6], [1e-6]], dtype=F64)
+    free = VariationalHyperAdamRule(channels=4)
+    theta = random_theta(free, F64)
+    theta["adamcell.bias"][:4], theta["adamcell.bias"][4:] = 20.0, -20.0  # β near 1, γ near 0
+    rho_bound = 4 * 10.0
+    wild, _ = run(free, theta, grads)
+    tame, _ = run(dataclasses.replace(free, candidate_bound=5.0), theta, grads)
+    assert float(wild.mean_N.abs()) > 1e3
+    assert float(tame.mean_N.abs()) <= 5.0 * rho_bound
+
+
+def test_stacked_problems_are_separate():
+    """A leading dimension holds independent problems, with column norms of their own."""
+    rule = VariationalHyperAdamRule(channels=4)
+    theta = random_theta(rule, F64)
+    grads = torch.randn(3, 2, 8, dtype=F64)
+    state = rule.init_state(8, dtype=F64)
+    both = dataclasses.replace(state.map(lambda t: t.expand(2, *t.shape)), step=state.step)
+    together, _ = run(rule, theta, grads, both)
+    for index in range(2):
+        alone, _ = run(rule, theta, grads[:, index])
+        torch.testing.assert_close(together.mean_N[index], alone.mean_N)
+        torch.testing.assert_close(rule.kl(together)[index], rule.kl(alone))
+
+
+def test_two_reductions_a_step():
+    """Each layer's state cell makes one, the Adam cell one."""
+    rule = VariationalHyperAdamRule(channels=4)
+    calls = []
+    rule.step(
+        random_theta(rule),
+        rule.init_state(5),
+        torch.randn(5),
+        lambda vector: calls.append(vector) or vector,
+    )
+    assert [vector.shape for vector in calls] == [(9,), (9,)]
+
+
+def test_shards_give_the_whole(rule_name):
+    """Rows of one problem, stepped by 'ranks' in lockstep threads that sum their columns."""
+    import threading
+
+    rule = RULES[rule_name](channels=4)
+    theta = random_theta(rule, F64)
+    grads = torch.randn(3, 10, dtype=F64)
+    whole, _ = run(rule, theta, grads)
+    sizes = (7, 3)
+    barrier, slots, means = threading.Barrier(2), [None, None], [None, None]
+
+    def rank(index, shard):
+        def reduce(vector):
+            slots[index] = vector
+            barrier.wait(timeout=30)
+            total = slots[0] + slots[1]
+            barrier.wait(timeout=30)
+            return total
+
+        state = rule.init_state(shard.shape[1], dtype=F64)
+        for grad in shard:
+            update, state = rule.step(theta, state, grad, reduce)
+        means[index] = update.mean_N
+
+    threads = [
+        threading.Thread(target=rank, args=(index, shard))
+        for index, shard in enumerate(grads.split(sizes, dim=1))
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    torch.testing.assert_close(torch.cat(means), whole.mean_N)
+
+
+def test_joined_states_step_as_they_would_alone_but_for_the_norms():
+    rule = RNNpropRule(channels=4)  # no column norms: coordinates never meet
+    theta = random_theta(rule, F64)
+    grads = torch.randn(4, 5, dtype=F64)
+    _, old = run(rule, theta, grads[:3, :3])
+    new = rule.init_state(2, dtype=F64)
+    joined, state = run(rule, theta, grads[3:], cat_states([old, new], [3, 2]))
+    assert state.step.tolist() == [4, 4, 4, 1, 1]
+    first, _ = run(rule, theta, grads[3:, :3], old)
+    second, _ = run(rule, theta, grads[3:, 3:], new)
+    torch.testing.assert_close(joined.mean_N, torch.cat([first.mean_N, second.mean_N]))
+
+
+def test_kl_against_torch():
+    """The released program's epsilons apart, it is the divergence of two normals."""
+    normal, divergence = torch.distributions.Normal, torch.distributions.kl_divergence
+    mean, prior_mean = torch.randn(2, 6, dtype=F64)
+    log_var = torch.randn(6, dtype=F64)
+    for scale in (0.3, 1.0, 2.0):
+        update = normal(mean, torch.exp(log_var / 2))
+        full = divergence(update, normal(prior_mean, scale)).sum()
+        torch.testing.assert_close(
+            kl_divergence(log_var, mean - prior_mean, scale), full, rtol=1e-4, atol=1e-4
+        )
+        centred = divergence(update, normal(mean, scale)).sum()
+        torch.testing.assert_close(
+            kl_divergence(log_var, None, scale), centred, rtol=1e-4, atol=1e-4
+        )
+
+
+def test_prior_mean_is_the_fixed_moments_direction():
+    rule = VariationalHyperAdamRule(channels=3, kl_prior_mean="fixed_moments")
+    update, _ = run(rule, random_theta(rule, F64), torch.full((3, 2), -2.0, dtype=F64))
+    torch.testing.assert_close(update.prior_mean_N, torch.full((2,), -1.0, dtype=F64))
+
+
+def test_sample():
+    update = UpdateDistribution(torch.tensor([1.0, 2.0]), torch.tensor([0.0, math.log(4.0)]))
+    torch.testing.assert_close(update.sample(torch.tensor([1.0, -1.0])), torch.tensor([2.0, 0.0]))
+
+
+@pytest.mark.parametrize(
+    ("cls", "settings", "message"),
+    [
+        (VariationalHyperAdamRule, {"channels": 0}, "channels"),
+        (VariationalHyperAdamRule, {"state_layers": 0}, "state_layers"),
+        (VariationalHyperAdamRule, {"column_norm": "max"}, "column_norm"),
+        (VariationalHyperAdamRule, {"candidate_bound": 0.0}, "candidate_bound"),
+        (VariationalHyperAdamRule, {"candidate_bound": math.inf}, "candidate_bound"),
+        (VariationalHyperAdamRule, {"moment_decays": ()}, "moment_decays"),
+        (VariationalHyperAdamRule, {"moment_decays": (1.0,)}, "moment_decays"),
+        (VariationalHyperAdamRule, {"kl_prior_mean": "zero"}, "kl_prior_mean"),
+        (VariationalHyperAdamRule, {"kl_prior_scale": 0.0}, "kl_prior_scale"),
+        (HyperAdamRule, {"candidate_bound": -1.0}, "candidate_bound"),
+        (RNNpropRule, {"moment_decays": (0.0,)}, "moment_decays"),
+        (DMoptimizerRule, {"channels": -1}, "channels"),
+    ],
+)
+def test_impossible_settings_are_refused(cls, settings, message):
+    with pytest.raises(ConfigError, match=message):
+        cls(**settings)

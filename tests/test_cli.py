@@ -1,0 +1,164 @@
+"""The command line as a user meets it."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import hyperadam
+from conftest import make_weights, random_theta
+from hyperadam import load_weights, save_weights
+from hyperadam.cli import run
+from hyperadam.rule import VariationalHyperAdamRule
+
+
+def refused(capsys, *arguments):
+    """The one line that a mistake gives."""
+    assert run(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    lines = [line for line in captured.err.splitlines() if line.strip()]
+    assert len(lines) == 1, captured.err
+    assert lines[0].startswith("hyperadam: ")
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("", "required: COMMAND"),
+        ("dmeo", "invalid choice: 'dmeo'"),
+        ("demo --seeds 0", "--seeds: must be at least 1"),
+        ("demo --seeds two", "--seeds: invalid integer value: 'two'"),
+        ("demo --steps -5", "--steps: must be at least 1"),
+        ("demo --out picture.gif", "must end in .png"),
+        ("demo --out no/such/folder/a.png", "no folder"),
+        ("demo --weights mine", "unknown weights 'mine'"),
+        ("meta-train --preset smoke", "required: --out"),
+        ("meta-train --out OUT", "name a recipe with --preset"),
+        ("meta-train --out OUT --preset smok", "unknown preset 'smok': did you mean 'smoke'"),
+        ("meta-train --out OUT --preset smoke --set lr", "given as key=value"),
+        ("meta-train --out OUT --preset smoke --set lr=-1", "lr must be a positive number"),
+        ("meta-train --out OUT --preset smoke --set rule.x=1", "unknown setting 'x'"),
+        ("meta-train --out OUT --resume --set lr=1", "--set changes a preset"),
+        ("meta-train --out OUT --resume", "holds no run to resume"),
+        ("meta-train --out OUT --preset smoke --data-dir nowhere", "no folder nowhere"),
+        ("meta-train --out OUT --preset paper --data-dir .", "mnist-train.parquet"),
+        ("meta-train --out OUT --preset smoke --checkpoint-seconds -1", "must be at least 0.0"),
+        ("weights", "required: COMMAND"),
+        ("weights show nobody", "unknown weights 'nobody'"),
+        ("weights show ./none.safetensors", "no file at"),
+        ("weights import-official none.pkl OUT.safetensors", "no file at none.pkl"),
+    ],
+)
+def test_mistakes_are_one_line(capsys, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    assert message in refused(capsys, *arguments.split())
+    assert not (tmp_path / "OUT").exists() or not any(
+        path.name != ".lock" for path in (tmp_path / "OUT").iterdir()
+    )
+
+
+def test_a_file_where_a_folder_should_be(capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    line = refused(capsys, "meta-train", "--preset", "smoke", "--out", str(tmp_path / "file"))
+    assert "file" in line
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["demo"],
+        ["meta-train"],
+        ["weights"],
+        ["weights", "show"],
+        ["weights", "import-official"],
+    ],
+    ids=" ".join,
+)
+def test_help(capsys, arguments):
+    with pytest.raises(SystemExit) as stop:
+        run([*arguments, "--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert text.startswith("usage: hyperadam")
+    assert max(map(len, text.splitlines())) <= 100
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit):
+        run(["--version"])
+    assert capsys.readouterr().out == f"hyperadam {hyperadam.__version__}\n"
+
+
+def test_meta_train_then_show_then_use(capsys, tmp_path):
+    out = tmp_path / "run"
+    settings = ["--preset", "smoke", "--set", "inner_runs=2", "--set", "seed=4"]
+    assert run(["meta-train", *settings, "--licence", "MIT", "--out", str(out)]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.splitlines() == [
+        f"weights: {out / 'weights.safetensors'}",
+        f"curve: {out / 'meta_loss.png'}",
+    ]
+    for shown in ("meta-loss", "loss", "KL", "steps/s", "4/4"):
+        assert shown in captured.err.replace("\n", "")
+    assert run(["weights", "show", str(out / "weights.safetensors")]) == 0
+    text = capsys.readouterr().out
+    for shown in ("smoke inner_runs=2 seed=4", "MIT", "lstm1.weight", "(16, 8)", "channels"):
+        assert shown in text
+    param = torch.ones(3, requires_grad=True)
+    optimizer = hyperadam.VariationalHyperAdam([param], weights=out / "weights.safetensors")
+    param.square().sum().backward()
+    optimizer.step()
+    assert "holds a run" in refused(capsys, "meta-train", *settings, "--out", str(out))
+
+
+def test_weights_list(capsys):
+    assert run(["weights", "list"]) == 0
+    text = capsys.readouterr().out
+    assert re.search(r"default\W+variational-hyperadam\W+5421", text)
+
+
+def test_import_official(capsys, tmp_path):
+    theta = random_theta(VariationalHyperAdamRule())
+    torch.save(theta, tmp_path / "theta.pkl")
+    source, target = str(tmp_path / "theta.pkl"), str(tmp_path / "w.safetensors")
+    assert run(["weights", "import-official", source, target]) == 0
+    assert "variational-hyperadam, 5421 numbers" in capsys.readouterr().out
+    assert torch.equal(load_weights(target).theta["lstm1.weight"], theta["lstm1.weight"])
+    (tmp_path / "bad.pkl").write_bytes(b"no tensors")
+    line = refused(capsys, "weights", "import-official", str(tmp_path / "bad.pkl"), target)
+    assert "can't be read" in line
+    assert "weights_only" not in line
+    line = refused(capsys, "weights", "import-official", source, str(tmp_path / "w.pt"))
+    assert "ends in .safetensors" in line
+
+
+def test_demo(capsys, tmp_path):
+    picture = tmp_path / "demo.png"
+    save_weights(make_weights(), tmp_path / "w.safetensors")
+    assert (
+        run(f"demo --seeds 2 --steps 3 --out {picture} --weights {tmp_path}/w.safetensors".split())
+        == 0
+    )
+    captured = capsys.readouterr()
+    for shown in ("Variational HyperAdam", "Adam, best lr of 5", "Adam, default lr", "±", "0.01"):
+        assert shown in captured.out
+    assert "17/17" in captured.err
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_as_a_module():
+    result = subprocess.run(
+        [sys.executable, "-m", "hyperadam", "weights", "show", "nobody"],
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 2
+    assert result.stderr.startswith("hyperadam: unknown weights 'nobody'")
+    assert "Traceback" not in result.stderr
