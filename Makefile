@@ -24,11 +24,17 @@ lint: $(VENV)/.installed-dev
 test-wheel: $(VENV)/.installed-dev
 	PYTHON=$(PYTHON) BUILD=$(abspath $(BIN))/python scripts/test-wheel
 
-# Every figure that README.md quotes.
-figures: $(VENV)/.installed
-	mkdir -p results/first-weights
-	$(BIN)/hyperadam demo --seeds 20 --out results/first-weights/demo.png \
-		> results/first-weights/demo.txt
+# Every figure that README.md quotes. DATA_DIR holds mnist-train.parquet and mnist-test.parquet.
+FIGURES := results/first-weights
+DATA_DIR ?= ../shared/data
+MNIST_TASKS := mnist-mlp1-sigmoid mnist-mlp1-relu mnist-mlp3-sigmoid
+
+figures: $(VENV)/.installed-dev
+	$(BIN)/hyperadam demo --seeds 20 --out $(FIGURES)/demo.png > $(FIGURES)/digits-mlp1-sigmoid.txt
+	for task in $(MNIST_TASKS); do \
+		$(BIN)/hyperadam demo --task $$task --data-dir $(DATA_DIR) --seeds 5 \
+			--out $(FIGURES)/$$task.png > $(FIGURES)/$$task.txt || exit 1; \
+	done
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

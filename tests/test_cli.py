@@ -37,6 +37,8 @@ def refused(capsys, *arguments):
         ("demo --steps -5", "--steps: must be at least 1"),
         ("demo --out picture.gif", "must end in .png"),
         ("demo --out no/such/folder/a.png", "no folder"),
+        ("demo --task digits-mlp1-reluu", "did you mean 'digits-mlp1-relu'"),
+        ("demo --data-dir nowhere", "no folder nowhere"),
         ("demo --weights mine", "unknown weights 'mine'"),
         ("meta-train --preset smoke", "required: --out"),
         ("meta-train --out OUT", "name a recipe with --preset"),

@@ -7,7 +7,7 @@ import pytest
 
 from hyperadam import VariationalHyperAdam, load_weights
 from hyperadam.baselines import ADAM_LR_GRID, adam
-from hyperadam.demo import TASK, run_demo
+from hyperadam.demo import DEFAULT_TASK, run_demo
 from hyperadam.evaluation import train
 from hyperadam.tasks import make_task
 
@@ -16,7 +16,7 @@ HELD_OUT = range(500, 503)
 
 def test_the_bundled_weights_beat_adam_at_its_best_lr():
     """Adam's learning rate is even chosen on the seeds that are reported."""
-    task = make_task(TASK)
+    task = make_task(DEFAULT_TASK)
 
     def final(factory):
         return np.mean([train(task, factory, seed=s, steps=100).final_loss for s in HELD_OUT])
@@ -27,13 +27,15 @@ def test_the_bundled_weights_beat_adam_at_its_best_lr():
 
 def test_the_demonstrations_runs():
     advanced = []
-    demo = run_demo(load_weights("default"), seeds=2, steps=12, advance=advanced.append)
+    demo = run_demo(
+        make_task(DEFAULT_TASK), load_weights("default"), seeds=2, steps=12, advance=advanced.append
+    )
     assert [len(entry.runs) for entry in demo.entries()] == [2, 2, 2]
     assert demo.adam_tuned.lr in ADAM_LR_GRID
     assert demo.adam_tuned.final_losses().mean() < demo.adam_default.final_losses().mean()
     first = demo.ours.runs[0]
     again = train(
-        make_task(TASK),
+        make_task(DEFAULT_TASK),
         lambda p: VariationalHyperAdam(p, seed=0),
         seed=0,
         steps=12,

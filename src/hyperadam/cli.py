@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn
 
+from hyperadam.demo import DEFAULT_TASK
 from hyperadam.errors import HyperAdamError
 
 USAGE_ERROR = 2
@@ -59,18 +60,51 @@ def _add_demo(commands: argparse._SubParsersAction[_Parser]) -> None:
         "and draw a picture.",
     )
     demo.add_argument(
-        "--out", type=Path, default=Path("demo.png"), help="the picture to write (%(default)s)"
+        "--task",
+        default=DEFAULT_TASK,
+        metavar="NAME",
+        help="what to train (%(default)s)",
+    )
+    _add_data_dir(demo)
+    demo.add_argument(
+        "--out",
+        type=Path,
+        default=Path("demo.png"),
+        metavar="PNG",
+        help="the picture to write (%(default)s)",
     )
     demo.add_argument(
-        "--weights", default="default", help="bundled weights, or a file (%(default)s)"
+        "--weights",
+        default="default",
+        metavar="NAME|PATH",
+        help="bundled weights, or a file (%(default)s)",
     )
     demo.add_argument(
-        "--seeds", type=_at_least(1), default=5, help="initialisations to average (%(default)s)"
+        "--seeds",
+        type=_at_least(1),
+        default=5,
+        metavar="N",
+        help="initialisations to average (%(default)s)",
     )
     demo.add_argument(
-        "--steps", type=_at_least(1), default=100, help="steps of each run (%(default)s)"
+        "--steps",
+        type=_at_least(1),
+        default=100,
+        metavar="N",
+        help="steps of each run (%(default)s)",
     )
     demo.set_defaults(run=_demo)
+
+
+def _add_data_dir(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--data-dir", type=Path, metavar="DIR", help="folder with the data set's parquet files"
+    )
+
+
+def _check_data_dir(folder: Path | None) -> None:
+    if folder is not None and not folder.is_dir():
+        raise UsageError(f"--data-dir: no folder {folder}")
 
 
 def _add_meta_train(commands: argparse._SubParsersAction[_Parser]) -> None:
@@ -93,9 +127,7 @@ def _add_meta_train(commands: argparse._SubParsersAction[_Parser]) -> None:
     train.add_argument(
         "--resume", action="store_true", help="go on with the run in the folder, if there is one"
     )
-    train.add_argument(
-        "--data-dir", type=Path, metavar="DIR", help="folder with the data set's parquet files"
-    )
+    _add_data_dir(train)
     train.add_argument(
         "--licence", default="unspecified", help="to write into the weights (%(default)s)"
     )
@@ -138,6 +170,7 @@ def _demo(arguments: argparse.Namespace) -> int:
 
     from hyperadam.console import demo_table, print_table, progress_bar
     from hyperadam.demo import draw_demo, run_demo, total_work
+    from hyperadam.tasks import make_task
     from hyperadam.weights import load_weights
 
     out, seeds, steps = arguments.out, arguments.seeds, arguments.steps
@@ -145,14 +178,17 @@ def _demo(arguments: argparse.Namespace) -> int:
         raise UsageError(f"the picture's name must end in .png; got {out}")
     if not out.absolute().parent.is_dir():
         raise UsageError(f"no folder {out.absolute().parent} to write the picture to")
+    _check_data_dir(arguments.data_dir)
     weights = load_weights(arguments.weights)
+    task = make_task(arguments.task, arguments.data_dir)
     with progress_bar(TextColumn("{task.description}")) as bar:
-        task = bar.add_task("Adam's grid", total=total_work(seeds))
+        work = bar.add_task("Adam's grid", total=total_work(seeds))
         result = run_demo(
+            task,
             weights,
             seeds=seeds,
             steps=steps,
-            advance=lambda now: bar.update(task, advance=1, description=now),
+            advance=lambda now: bar.update(work, advance=1, description=now),
         )
     draw_demo(result, out)
     print_table(demo_table(result))
@@ -162,20 +198,21 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 def _meta_train(arguments: argparse.Namespace) -> int:
     from hyperadam.console import meta_train_progress
-    from hyperadam.metatrain import RunLabel, run_meta_training
+    from hyperadam.metatrain import RunLabel, run_meta_training, source_version
     from hyperadam.presets import preset
 
     out, data_dir, overrides = arguments.out, arguments.data_dir, arguments.overrides
     config = label = None
     if arguments.preset is not None:
         config = preset(arguments.preset).with_overrides(overrides)
-        label = RunLabel(" ".join([arguments.preset, *overrides]), arguments.licence)
+        label = RunLabel(
+            " ".join([arguments.preset, *overrides]), arguments.licence, source_version()
+        )
     elif overrides:
         raise UsageError("--set changes a preset: name one with --preset")
     elif not arguments.resume:
         raise UsageError("name a recipe with --preset, or go on with a run by --resume")
-    if data_dir is not None and not data_dir.is_dir():
-        raise UsageError(f"--data-dir: no folder {data_dir}")
+    _check_data_dir(data_dir)
     with meta_train_progress() as (started, progress):
         trainer = run_meta_training(
             out,

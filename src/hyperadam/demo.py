@@ -1,4 +1,4 @@
-"""The demonstration: a small network trained with the bundled weights, beside Adam."""
+"""The demonstration: a task trained with the bundled weights, beside Adam."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from hyperadam.baselines import ADAM_DEFAULT_LR, ADAM_LR_GRID, adam, tune_adam
 from hyperadam.evaluation import OptimizerFactory, TrainingRun, train
 from hyperadam.files import atomic_write
 from hyperadam.optim import VariationalHyperAdam
-from hyperadam.tasks import make_task
+from hyperadam.tasks import Task
 from hyperadam.weights import Weights
 
-TASK = "digits-mlp1-sigmoid"
+DEFAULT_TASK = "digits-mlp1-sigmoid"
 TUNING_SEEDS = range(1_000_000, 1_000_003)
 POSTERIOR_DRAWS = 10
 BAND = (5, 95)
@@ -76,16 +76,18 @@ def total_work(seeds: int) -> int:
     return 1 + 3 * seeds + POSTERIOR_DRAWS
 
 
-def run_demo(weights: Weights, *, seeds: int, steps: int, advance: Callable[[str], None]) -> Demo:
-    """Train the digits MLP with each optimizer.
+def run_demo(
+    task: Task, weights: Weights, *, seeds: int, steps: int, advance: Callable[[str], None]
+) -> Demo:
+    """Train a task with each optimizer.
 
     Args:
+        task: what to train.
         weights: of Variational HyperAdam.
         seeds: how many initialisations and data orders, 0 to ``seeds - 1``.
         steps: of each run.
         advance: called after each piece of work with what comes next.
     """
-    task = make_task(TASK)
 
     def ours(noise_seed: int) -> OptimizerFactory:
         return lambda params: VariationalHyperAdam(params, weights=weights, seed=noise_seed)
@@ -114,7 +116,10 @@ def run_demo(weights: Weights, *, seeds: int, steps: int, advance: Callable[[str
 
 
 def draw_demo(demo: Demo, path: Path) -> None:
-    """Write the picture: mean curves over seeds, and the posterior's band around one run.
+    """Write the picture: mean curves over seeds, and the posterior's band.
+
+    The band is the spread of the loss over runs that differ in nothing but the noise of the
+    sampled updates, relative to their mean: beside the curves' own range it would be a line.
 
     Args:
         demo: the runs.
@@ -123,29 +128,29 @@ def draw_demo(demo: Demo, path: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 4), layout="constrained")
-    left, right = figure.subplots(1, 2, sharey=True)
+    left, right = figure.subplots(1, 2)
+    steps = np.arange(1, len(demo.ours.runs[0].train_loss_T) + 1)
     for color, entry in zip(("C3", "C0", "C7"), demo.entries(), strict=True):
         curves = np.stack([run.train_loss_post_T for run in entry.runs])
-        steps = np.arange(1, curves.shape[1] + 1)
         label = f"{entry.name} ({entry.lr:g})"
         left.plot(steps, curves.mean(axis=0), color=color, label=label)
         left.fill_between(steps, curves.min(axis=0), curves.max(axis=0), color=color, alpha=0.15)
-    left.set_title(f"digits MLP, {len(demo.ours.runs)} seeds: mean and range", fontsize=10)
+    left.set_title(f"{demo.task}, {len(demo.ours.runs)} seeds: mean and range", fontsize=10)
     left.set_ylabel("training loss after the update")
+    left.set_yscale("log")
 
     sampled = np.stack([run.train_loss_post_T for run in demo.posterior])
-    low, high = np.percentile(sampled, BAND, axis=0)
-    tuned = demo.adam_tuned
-    right.plot(steps, tuned.runs[0].train_loss_post_T, color="C0", label=tuned.name)
-    right.plot(steps, sampled.mean(axis=0), color="C3", label=f"{demo.ours.name}, mean")
+    relative = 100 * (sampled / sampled.mean(axis=0) - 1)
+    low, high = np.percentile(relative, BAND, axis=0)
+    right.plot(steps, relative.T, color="C3", alpha=0.3, linewidth=0.7)
     right.fill_between(
-        steps, low, high, color="C3", alpha=0.3, label=f"posterior, {BAND[0]} to {BAND[1]}%"
+        steps, low, high, color="C3", alpha=0.3, label=f"posterior, {BAND[0]} to {BAND[1]} %"
     )
-    right.set_title(f"one initialisation, {len(sampled)} draws of the sampled updates", fontsize=10)
+    right.set_title(f"the same run, {len(sampled)} draws of its sampled updates", fontsize=10)
+    right.set_ylabel("training loss against the draws' mean, %")
     for axes in (left, right):
         axes.set_xlabel("step")
-        axes.set_yscale("log")
-        axes.grid(alpha=0.3, which="both", linewidth=0.5)
+        axes.grid(alpha=0.3, linewidth=0.5)
         axes.legend(frameon=False, fontsize=9)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150)

@@ -18,13 +18,12 @@ from tensorboardX.proto import event_pb2
 
 from hyperadam import load_weights
 from hyperadam.errors import ConfigError, RunError
-from hyperadam.metatrain import RunLabel, run_meta_training
-from hyperadam.metatrain.run import source_version
+from hyperadam.metatrain import RunLabel, run_meta_training, source_version
 from hyperadam.presets import preset
 from hyperadam.tensor_file import read
 
 SMOKE = preset("smoke")
-LABEL = RunLabel("smoke", "Apache-2.0")
+LABEL = RunLabel("smoke", "Apache-2.0", source_version())
 
 
 def checkpoint(folder):
@@ -175,7 +174,7 @@ def test_in_a_thread(tmp_path):
     assert result == [True]
 
 
-LONG = [f"inner_runs={40}"]
+LONG = "inner_runs=40"
 
 
 def start(out, *arguments):
@@ -197,7 +196,7 @@ def wait_for(path, process):
         time.sleep(0.01)
 
 
-FRESH = ("--preset", "smoke", "--set", LONG[0], "--checkpoint-seconds", "0.05", "--resume")
+FRESH = ("--preset", "smoke", "--set", LONG, "--checkpoint-seconds", "0.05", "--resume")
 
 
 @pytest.fixture(scope="module")

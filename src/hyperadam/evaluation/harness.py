@@ -18,7 +18,7 @@ FINAL_STEPS = 10
 """The final loss of a run is the mean over this many last steps, as in the papers."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class TrainingRun:
     """One training run of T steps.
 

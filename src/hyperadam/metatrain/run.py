@@ -45,15 +45,17 @@ LOCK = ".lock"
 
 @dataclasses.dataclass(frozen=True)
 class RunLabel:
-    """What a run calls itself in the weights that it exports.
+    """What a run says of itself in the weights that it exports.
 
     Attributes:
         preset: the preset's name, with the settings that were changed.
         licence: of the exported numbers.
+        commit: of the program that started the run.
     """
 
     preset: str
     licence: str
+    commit: str
 
 
 class RunFolder:
@@ -239,7 +241,7 @@ def _export(trainer: MetaTrainer, folder: RunFolder, label: RunLabel) -> None:
         data=config.task,
         steps=len(trainer.history) * config.unroll_length,
         date=datetime.datetime.now(datetime.UTC).date().isoformat(),
-        commit=source_version(),
+        commit=label.commit,
         licence=label.licence,
     )
     text = io.StringIO()
@@ -258,17 +260,19 @@ def _curve(history: list[MetaStep]) -> bytes:
 
     steps = np.array([record.index for record in history])
     losses = np.array([record.meta_loss for record in history])
-    window = max(1, len(losses) // 50)
+    runs = np.array([record.run for record in history])
+    last = np.flatnonzero(np.diff(runs, append=runs[-1] + 1))  # of each inner run
+    means = [losses[runs == run].mean() for run in runs[last]]
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    axes.plot(steps, losses, color="C0", alpha=0.25, linewidth=0.8, label="each meta-step")
-    means = [losses[max(0, end - window) : end].mean() for end in range(1, len(losses) + 1)]
-    axes.plot(steps, means, color="C0", label=f"mean of the last {window}")
+    axes.plot(steps, losses, color="C0", alpha=0.25, linewidth=0.8, label="each unroll")
+    axes.plot(steps[last], means, color="C0", label="mean of an inner run")
     finite = losses[np.isfinite(losses)]
-    if finite.size and finite.max() > 20 * max(np.median(finite), 1e-12):
+    if finite.size and finite.min() > 0:
         axes.set_yscale("log")
     axes.set_xlabel("meta-step")
     axes.set_ylabel("meta-loss")
+    axes.grid(alpha=0.3, linewidth=0.5)
     axes.legend(frameon=False)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150)

@@ -16,7 +16,7 @@ LossFunction = Callable[[Tensor, Batch], Tensor]
 """An inner task's loss as a function of its N coordinates in one vector, and a batch."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class InnerState:
     """What an inner run carries from step to step.
 
@@ -33,7 +33,7 @@ class InnerState:
         return InnerState(self.params_N.detach(), self.rule_state.map(Tensor.detach))
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Unroll:
     """The result of an unroll of T steps.
 

@@ -26,7 +26,7 @@ from hyperadam.weights import Weights, load_weights
 Nonfinite = Literal["skip", "raise"]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class _Part:
     """One parameter's share of a step.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import math
 from typing import ClassVar
@@ -48,9 +49,9 @@ class PlainLSTMRule(Rule):
     state_layers: int = 2
 
     @property
+    @abc.abstractmethod
     def num_inputs(self) -> int:
         """Columns that the first LSTM layer reads."""
-        raise NotImplementedError
 
     def _lstm_shapes(self) -> Shapes:
         shapes: Shapes = {}

@@ -31,7 +31,7 @@ Theta = Mapping[str, Tensor]
 Shapes = dict[str, tuple[int, ...]]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class RuleState:
     """What a rule remembers between steps; zeros before the first.
 
@@ -65,7 +65,7 @@ class RuleState:
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class UpdateDistribution:
     """The distribution of one step's update direction d; ``params = params - lr d``.
 
@@ -227,9 +227,9 @@ class AdamCandidatesRule(Rule):
         self._require_column_norm(self.column_norm, self.candidate_bound)
 
     @property
+    @abc.abstractmethod
     def num_features(self) -> int:
         """F, the columns that the preprocessing layer reads."""
-        raise NotImplementedError
 
     def theta_shapes(self) -> Shapes:
         channels = self.channels

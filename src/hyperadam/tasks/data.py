@@ -13,7 +13,7 @@ from torch import Tensor
 from hyperadam.errors import DataError, MissingDependencyError, unknown_name
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class ClassificationData:
     """Images with labels.
 

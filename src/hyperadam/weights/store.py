@@ -27,7 +27,7 @@ FORMAT_VERSION = 1
 SUFFIX = ".safetensors"
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Weights:
     """Meta-trained theta with its rule.
 
