@@ -31,7 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "baselines": BASE | {"evaluation", "tasks"},
     "demo": BASE | {"baselines", "evaluation", "optim", "tasks", "weights", "files"},
     "console": BASE | {"demo", "metatrain", "weights"},
-    "cli": BASE | {"console", "demo", "metatrain", "presets", "weights"},
+    "cli": BASE | {"console", "demo", "metatrain", "presets", "tasks", "weights"},
     "__main__": {"cli"},
     "__init__": {"optim", "weights"},
 }

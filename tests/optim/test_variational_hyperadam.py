@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import io
 import itertools
 import math
@@ -65,6 +66,24 @@ def assert_unchanged(optimizer, params, before):
     for key, saved in state_dict["state"].items():
         assert_equal(list(now["state"][key].values()), list(saved.values()))
     assert_equal(values(params), old)
+
+
+def test_the_signature():
+    parameters = inspect.signature(VariationalHyperAdam).parameters
+    assert {name: parameter.default for name, parameter in parameters.items()} == {
+        "params": inspect.Parameter.empty,
+        "lr": None,
+        "weights": "default",
+        "weight_decay": 0.0,
+        "decoupled_weight_decay": False,
+        "sample": True,
+        "seed": 0,
+        "backend": "auto",
+        "nonfinite": "skip",
+        "maximize": False,
+    }
+    keywords = [n for n, p in parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY]
+    assert keywords == list(parameters)[2:]
 
 
 # -- the rule ------------------------------------------------------------------------------------

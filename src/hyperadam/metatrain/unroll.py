@@ -68,7 +68,7 @@ def unroll(
     loss that counts is the one after the update, on the same batch. State and parameters come in
     without a graph and leave without one.
 
-    Source: Wang et al., TPAMI 2022, section 5; truncation as in Andrychowicz et al., NeurIPS 2016.
+    Source: Wang et al., TPAMI 2022; truncation as in Andrychowicz et al., NeurIPS 2016.
 
     Args:
         rule: the update rule.

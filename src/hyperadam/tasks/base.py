@@ -39,13 +39,21 @@ class Task(Protocol):
 
 
 def derive_seed(seed: int, *purpose: str | int) -> int:
-    """A seed for one purpose of a run, from 0 to 2^63 - 1; different purposes are independent."""
+    """A seed for one purpose of a run; different purposes are independent.
+
+    Args:
+        seed: the run's.
+        purpose: words and numbers that name the use.
+
+    Returns:
+        An integer from 0 to 2^63 - 1.
+    """
     text = "/".join(map(str, (seed, *purpose)))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
 def make_generator(seed: int, *purpose: str | int) -> torch.Generator:
-    """A CPU generator for one purpose of a run."""
+    """A CPU generator seeded by :func:`derive_seed` of ``seed`` and ``purpose``."""
     return torch.Generator().manual_seed(derive_seed(seed, *purpose))
 
 

@@ -15,7 +15,11 @@ class ConvexTask:
     """``mean(clip((z - η)², 0, 10))`` with targets ``η ~ U(-1, 1)``; z starts at 0.
 
     Source: Lv et al., "Learning gradient descent: better generalization and longer horizons",
-    ICML 2017, section 4.2 (combination with convex functions).
+    ICML 2017 (combination with convex functions).
+
+    Attributes:
+        dim: how many coordinates z has.
+        seed: of the targets.
     """
 
     dim: int = 20

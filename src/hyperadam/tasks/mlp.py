@@ -28,6 +28,13 @@ class MLPTask:
     """Pixels, ``depth`` hidden layers of ``width``, labels; cross-entropy.
 
     All weights and biases start at N(0, 0.1²), as in the papers.
+
+    Attributes:
+        data: images and labels.
+        depth: hidden layers.
+        width: units of a hidden layer.
+        activation: a name of :data:`ACTIVATIONS`.
+        batch_size: images of a batch, fewer where the data set has fewer.
     """
 
     data: ClassificationData

@@ -14,7 +14,13 @@ class RandomScaling:
     Scales are ``exp(U(-spread, spread))``, one a coordinate; parameters start divided by them,
     so that the network starts as it would without.
 
-    Source: Lv et al., ICML 2017, section 4.1 (random scaling).
+    Source: Lv et al., "Learning gradient descent: better generalization and longer horizons",
+    ICML 2017 (random scaling).
+
+    Args:
+        task: the task.
+        spread: half the width of the logarithm's range; 3 in the papers.
+        seed: of the scales.
     """
 
     def __init__(self, task: Task, spread: float, seed: int) -> None:
@@ -47,7 +53,11 @@ class RandomScaling:
 
 
 class SumOfTasks:
-    """Several tasks trained as one: parameters side by side, losses added."""
+    """Several tasks trained as one: parameters side by side, losses added.
+
+    Args:
+        tasks: the tasks; their parameters' names get the prefixes ``0.``, ``1.`` and so on.
+    """
 
     def __init__(self, *tasks: Task) -> None:
         self.tasks = tasks
