@@ -284,6 +284,26 @@ def test_no_gradients_at_all():
     assert_unchanged(optimizer, params, before)
 
 
+def test_parameters_of_no_and_of_one_element():
+    params = [torch.zeros(0, requires_grad=True), torch.zeros((), requires_grad=True)]
+    optimizer = make(params)
+    params[0].grad = torch.zeros(0)
+    optimizer.step()  # there may be no coordinate at all
+    assert int(optimizer.state[params[0]]["step"]) == 1
+    train(optimizer, params, 2)
+    assert optimizer.update_distribution(params[1]).mean.shape == ()
+    assert float(params[1].detach()) != 0
+    again = make(params)
+    again.load_state_dict(optimizer.state_dict())
+
+
+def test_looking_at_the_state_does_not_spoil_the_state_dict():
+    params = make_params(3)
+    optimizer = make(params)
+    assert optimizer.state[params[0]] == {}
+    make(params).load_state_dict(optimizer.state_dict())
+
+
 def test_a_group_added_later_joins():
     first, second = make_params(4), make_params(3, seed=1)
     optimizer = make(first)
@@ -723,6 +743,10 @@ def without_a_tensor():
     return state_dict
 
 
+def not_even_one():
+    return {"epoch": 3}
+
+
 def bad_lr():
     state_dict = make(make_params(4, 3)).state_dict()
     state_dict["param_groups"][0]["lr"] = -1.0
@@ -737,6 +761,7 @@ def bad_lr():
         (adams, "lack"),
         (swapped, "has shape"),
         (without_a_tensor, "state holds"),
+        (not_even_one, "lacks state"),
         (bad_lr, "lr must be"),
     ],
 )

@@ -134,3 +134,12 @@ def test_dtype_only_converts():
 
 def test_no_numbers():
     assert standard_normal(1, 2, 3, 0).shape == (0,)
+
+
+def test_the_default_dtype_does_not_matter():
+    expected = standard_normal(1, 2, 3, 50)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(standard_normal(1, 2, 3, 50), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)

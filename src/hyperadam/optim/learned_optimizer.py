@@ -295,15 +295,15 @@ class LearnedOptimizer(torch.optim.Optimizer):
         far more than a number.
         """
         pieces: list[Tensor] = []
-        run: tuple[int, int] | None = None  # seed and step of the calls that are put together
+        run: tuple[int, int] | None = None  # seed and step of the parameters put together
         start = count = 0
 
         def flush() -> None:
-            if count and run is None:
+            if run is None:
                 pieces.append(torch.zeros(count, dtype=dtype, device=device))
-            elif count and run is not None:
-                seed, step = run
-                pieces.append(standard_normal(seed, step, start, count, dtype=dtype, device=device))
+            else:
+                noise = standard_normal(*run, start, count, dtype=dtype, device=device)
+                pieces.append(noise)
 
         for part, size in zip(parts, sizes, strict=True):
             group = part.group
@@ -322,30 +322,27 @@ class LearnedOptimizer(torch.optim.Optimizer):
         """Keys of a parameter's state, and the rule's names of the same tensors."""
         return {name.rsplit("_", 1)[0]: name for name in self.weights.rule.state_widths()}
 
-    def _flat_state(self, part: _Part, dtype: torch.dtype) -> RuleState:
-        """A parameter's state as the rule has it; zeros are made before its first step."""
-        rule, saved, param = self.weights.rule, self.state[part.key], part.param
-        fresh = rule.init_state(0, dtype=dtype, device=param.device)
+    def _saved_state(self, part: _Part) -> dict[str, Tensor]:
+        """A parameter's entry in ``self.state``; zeros are made before its first step."""
+        saved: dict[str, Tensor] = self.state[part.key]
         if not saved:
-            saved["step"] = torch.zeros((), dtype=torch.int64)
+            param = part.param
+            saved["step"] = torch.zeros((), dtype=torch.int64, device="cpu")
+            widths = self.weights.rule.state_widths()
             for name, field in self._state_names().items():
-                saved[name] = torch.zeros(
-                    *param.shape,
-                    *rule.state_widths()[field],
-                    dtype=_state_dtype(param),
-                    device=param.device,
-                )
-        names = {field: name for name, field in self._state_names().items()}
-        tensors = {
-            field: (
-                saved[names[field]].reshape(param.numel(), *rule.state_widths()[field]).to(dtype)
-                if field in names
-                else empty.new_zeros(param.numel(), *empty.shape[1:])
-            )
-            for field, empty in fresh.tensors().items()
-            if field != "step"
-        }
-        return RuleState(step=saved["step"], **tensors)
+                shape = (*param.shape, *widths[field])
+                saved[name] = torch.zeros(shape, dtype=_state_dtype(param), device=param.device)
+        return saved
+
+    def _flat_state(self, part: _Part, dtype: torch.dtype) -> RuleState:
+        """A parameter's state as the rule has it."""
+        saved, count = self._saved_state(part), part.param.numel()
+        widths = self.weights.rule.state_widths()
+        unused = torch.empty(count, 0, dtype=dtype, device=part.param.device)
+        tensors = {field.name: unused for field in dataclasses.fields(RuleState)}
+        for name, field in self._state_names().items():
+            tensors[field] = saved[name].reshape(count, *widths[field]).to(dtype)
+        return RuleState(**{**tensors, "step": saved["step"]})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up a saved state: the run goes on bit for bit as if it had never stopped.
@@ -372,6 +369,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
     def _check_state_dict(self, saved: dict[str, Any]) -> None:
         what = f"this is not a state dict of this {type(self).__name__}"
+        if not {"state", "param_groups"} <= set(saved):
+            raise ConfigError(f"{what}: it lacks state or param_groups")
         groups = saved["param_groups"]
         sizes = [len(group["params"]) for group in groups]
         if sizes != [len(group["params"]) for group in self.param_groups]:
@@ -393,7 +392,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         keys = [key for group in groups for key in group["params"]]
         params = [param for group in self.param_groups for param in group["params"]]
         for key, param in zip(keys, params, strict=True):
-            if key in saved["state"]:
+            if saved["state"].get(key):
                 self._check_param_state(what, saved["state"][key], _as_real(param))
 
     def _check_param_state(self, what: str, saved: dict[str, Tensor], param: Tensor) -> None:
