@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import filelock
 
@@ -30,9 +30,6 @@ from hyperadam.metatrain.checkpoint import load_checkpoint, save_checkpoint
 from hyperadam.metatrain.config import MetaTrainConfig
 from hyperadam.metatrain.trainer import HISTORY_COLUMNS, MetaStep, MetaTrainer
 from hyperadam.weights import Weights, save_weights
-
-if TYPE_CHECKING:
-    from tensorboardX import SummaryWriter
 
 CONFIG = "config.json"
 CHECKPOINT = "checkpoint.safetensors"
@@ -205,30 +202,57 @@ def _train(
     checkpoint_seconds: float,
     progress: Callable[[MetaStep], None],
 ) -> None:
-    from tensorboardX import SummaryWriter
-
     if trainer.finished:
         return
-    # Events of steps after the checkpoint, from before a kill, are purged: they come again.
-    events = SummaryWriter(str(folder / EVENTS), purge_step=len(trainer.history) + 1)
+    events = _Events(folder / EVENTS, first_step=len(trainer.history) + 1)
     try:
         with _Interrupt() as interrupt:
             saved_at = time.monotonic()
             while not trainer.finished and not interrupt.requested:
                 record = trainer.meta_step()
-                _write_events(events, record)
+                events.write(record)
                 progress(record)
                 if time.monotonic() - saved_at >= checkpoint_seconds:
+                    events.flush()  # first: what the checkpoint has behind it never comes again
                     save_checkpoint(folder / CHECKPOINT, trainer)
                     saved_at = time.monotonic()
+            events.flush()
             save_checkpoint(folder / CHECKPOINT, trainer)
     finally:
         events.close()
 
 
-def _write_events(events: SummaryWriter, record: MetaStep) -> None:
-    for name in ("meta_loss", "inner_loss", "kl", "grad_norm"):
-        events.add_scalar(f"meta_train/{name}", getattr(record, name), record.index)
+class _Events:
+    """A TensorBoard event file, written in step: what :meth:`flush` has seen is in the file."""
+
+    def __init__(self, folder: Path, first_step: int) -> None:
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+        folder.mkdir(exist_ok=True)
+        # The name has the second in it; the step keeps two starts in one second apart.
+        self._writer = EventsWriter(str(folder / "events"), f".{first_step}")
+        # Events of later steps, from before a kill, are purged: those steps come again.
+        start = SessionLog(status=SessionLog.START)
+        self._write(Event(step=first_step, session_log=start))
+
+    def _write(self, event: Any) -> None:
+        event.wall_time = time.time()
+        self._writer.write_event(event)
+
+    def write(self, record: MetaStep) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.summary import scalar
+
+        for name in ("meta_loss", "inner_loss", "kl", "grad_norm"):
+            summary = scalar(f"meta_train/{name}", getattr(record, name))
+            self._write(Event(step=record.index, summary=summary))
+
+    def flush(self) -> None:
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
 
 
 def _export(trainer: MetaTrainer, folder: RunFolder, label: RunLabel) -> None:
