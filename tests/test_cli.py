@@ -39,6 +39,9 @@ def refused(capsys, *arguments):
         ("demo --out no/such/folder/a.png", "no folder"),
         ("demo --task digits-mlp1-reluu", "did you mean 'digits-mlp1-relu'"),
         ("demo --data-dir nowhere", "no folder nowhere"),
+        ("demo --out .", "must end in .png"),
+        ("meta-train --out OUT --resume --licence MIT", "go with a preset"),
+        ("meta-train --out OUT --preset smoke --set rule=[1]", "unknown rule"),
         ("demo --weights mine", "unknown weights 'mine'"),
         ("meta-train --preset smoke", "required: --out"),
         ("meta-train --out OUT", "name a recipe with --preset"),
@@ -46,7 +49,7 @@ def refused(capsys, *arguments):
         ("meta-train --out OUT --preset smoke --set lr", "given as key=value"),
         ("meta-train --out OUT --preset smoke --set lr=-1", "lr must be a positive number"),
         ("meta-train --out OUT --preset smoke --set rule.x=1", "unknown setting 'x'"),
-        ("meta-train --out OUT --resume --set lr=1", "--set changes a preset"),
+        ("meta-train --out OUT --resume --set lr=1", "go with a preset"),
         ("meta-train --out OUT --resume", "holds no run to resume"),
         ("meta-train --out OUT --preset smoke --data-dir nowhere", "no folder nowhere"),
         ("meta-train --out OUT --preset paper --data-dir .", "mnist-train.parquet"),
@@ -90,6 +93,9 @@ def test_help(capsys, arguments):
     text = capsys.readouterr().out
     assert text.startswith("usage: hyperadam")
     assert max(map(len, text.splitlines())) <= 100
+    if arguments == ["meta-train"]:
+        for name in ("digits-stable", "trajectory_length", "candidate_bound", "rnnprop"):
+            assert name in text.replace("-\n", "-")
 
 
 def test_version(capsys):
@@ -137,6 +143,9 @@ def test_import_official(capsys, tmp_path):
     line = refused(capsys, "weights", "import-official", str(tmp_path / "bad.pkl"), target)
     assert "can't be read" in line
     assert "weights_only" not in line
+    assert run(["weights", "import-official", source, target, "--licence", "MIT"]) == 0
+    assert load_weights(target).licence == "MIT"
+    capsys.readouterr()
     line = refused(capsys, "weights", "import-official", source, str(tmp_path / "w.pt"))
     assert "ends in .safetensors" in line
 

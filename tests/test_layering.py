@@ -27,11 +27,11 @@ ALLOWED: dict[str, set[str]] = {
     "optim": BASE | {"rule", "kernels", "weights"},
     "metatrain": BASE | {"rule", "kernels", "tasks", "weights", "config", "files", "tensor_file"},
     "presets": BASE | {"rule", "metatrain"},
-    "evaluation": BASE | {"optim", "tasks", "weights", "files"},
+    "evaluation": BASE | {"tasks"},
     "baselines": BASE | {"evaluation", "tasks"},
     "demo": BASE | {"baselines", "evaluation", "optim", "tasks", "weights", "files"},
     "console": BASE | {"demo", "metatrain", "weights"},
-    "cli": BASE | {"console", "demo", "metatrain", "presets", "tasks", "weights"},
+    "cli": BASE | {"console", "demo", "metatrain", "presets", "rule", "tasks", "weights"},
     "__main__": {"cli"},
     "__init__": {"optim", "weights"},
 }

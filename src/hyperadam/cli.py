@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import shlex
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -11,6 +13,10 @@ from typing import NoReturn
 
 from hyperadam.demo import DEFAULT_TASK
 from hyperadam.errors import HyperAdamError
+from hyperadam.metatrain import MetaTrainConfig, RunLabel, run_meta_training, source_version
+from hyperadam.metatrain.run import UNSPECIFIED
+from hyperadam.presets import PRESETS, preset
+from hyperadam.rule import RULES, VariationalHyperAdamRule
 
 USAGE_ERROR = 2
 INTERRUPTED = 130
@@ -108,28 +114,32 @@ def _check_data_dir(folder: Path | None) -> None:
 
 
 def _add_meta_train(commands: argparse._SubParsersAction[_Parser]) -> None:
+    settings = [field.name for field in dataclasses.fields(MetaTrainConfig)]
+    rule_settings = [field.name for field in dataclasses.fields(VariationalHyperAdamRule)]
     train = commands.add_parser(
         "meta-train",
         help="meta-train new weights",
         description="Meta-train weights by truncated backpropagation through inner training "
         "runs. Interrupted or killed, it goes on with --resume.",
+        epilog=f"Settings: {', '.join(settings)}; rule.NAME for the rule's own: "
+        f"{', '.join(rule_settings)}; rule={{{','.join(RULES)}}}.",
     )
     train.add_argument("--out", type=Path, required=True, help="the run's folder")
-    train.add_argument("--preset", metavar="NAME", help="the recipe; see docs/meta-training.md")
+    train.add_argument("--preset", metavar="NAME", help=f"the recipe: {', '.join(PRESETS)}")
     train.add_argument(
         "--set",
         dest="overrides",
         metavar="KEY=VALUE",
         action="append",
         default=[],
-        help="change a setting of the preset; repeatable",
+        help="change a setting of the preset; repeatable; settings are listed below",
     )
     train.add_argument(
         "--resume", action="store_true", help="go on with the run in the folder, if there is one"
     )
     _add_data_dir(train)
     train.add_argument(
-        "--licence", default="unspecified", help="to write into the weights (%(default)s)"
+        "--licence", default=UNSPECIFIED, help="to write into the weights (%(default)s)"
     )
     train.add_argument(
         "--checkpoint-seconds",
@@ -162,6 +172,9 @@ def _add_weights(commands: argparse._SubParsersAction[_Parser]) -> None:
     official.add_argument(
         "--lr", type=float, default=1e-3, help="lr they were meta-trained for (%(default)s)"
     )
+    official.add_argument(
+        "--licence", default="GPL-3.0", help="of the numbers (%(default)s, as the authors')"
+    )
     official.set_defaults(run=_weights_import_official)
 
 
@@ -176,6 +189,8 @@ def _demo(arguments: argparse.Namespace) -> int:
     out, seeds, steps = arguments.out, arguments.seeds, arguments.steps
     if out.suffix != ".png":
         raise UsageError(f"the picture's name must end in .png; got {out}")
+    if out.is_dir():
+        raise UsageError(f"{out} is a folder; --out names the picture to write")
     if not out.absolute().parent.is_dir():
         raise UsageError(f"no folder {out.absolute().parent} to write the picture to")
     _check_data_dir(arguments.data_dir)
@@ -198,8 +213,6 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 def _meta_train(arguments: argparse.Namespace) -> int:
     from hyperadam.console import meta_train_progress
-    from hyperadam.metatrain import RunLabel, run_meta_training, source_version
-    from hyperadam.presets import preset
 
     out, data_dir, overrides = arguments.out, arguments.data_dir, arguments.overrides
     config = label = None
@@ -208,8 +221,8 @@ def _meta_train(arguments: argparse.Namespace) -> int:
         label = RunLabel(
             " ".join([arguments.preset, *overrides]), arguments.licence, source_version()
         )
-    elif overrides:
-        raise UsageError("--set changes a preset: name one with --preset")
+    elif overrides or arguments.licence != UNSPECIFIED:
+        raise UsageError("--set and --licence go with a preset: name one with --preset")
     elif not arguments.resume:
         raise UsageError("name a recipe with --preset, or go on with a run by --resume")
     _check_data_dir(data_dir)
@@ -228,11 +241,11 @@ def _meta_train(arguments: argparse.Namespace) -> int:
     if skipped:
         print(f"{skipped} meta-steps had a meta-gradient that was not finite; left out")
     if not trainer.finished:
-        place = "" if data_dir is None else f" --data-dir {data_dir}"
-        print(
-            f"stopped after meta-step {len(trainer.history)}; all is saved. To go on:\n"
-            f"  hyperadam meta-train --resume --out {out}{place}"
-        )
+        command = ["hyperadam", "meta-train", "--resume", "--out", str(out)]
+        if data_dir is not None:
+            command += ["--data-dir", str(data_dir)]
+        print(f"stopped after meta-step {len(trainer.history)}; all is saved. To go on:")
+        print(f"  {shlex.join(command)}")
         return INTERRUPTED
     print(f"weights: {out / 'weights.safetensors'}\ncurve: {out / 'meta_loss.png'}")
     return 0
@@ -258,7 +271,7 @@ def _weights_show(arguments: argparse.Namespace) -> int:
 def _weights_import_official(arguments: argparse.Namespace) -> int:
     from hyperadam.weights import import_official, save_weights
 
-    weights = import_official(arguments.source, lr=arguments.lr)
+    weights = import_official(arguments.source, lr=arguments.lr, licence=arguments.licence)
     save_weights(weights, arguments.destination)
     print(f"{arguments.destination}: {weights.rule.name}, {weights.rule.num_theta()} numbers")
     return 0

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import safetensors
 import safetensors.torch
+import torch
 from torch import Tensor
 
 from hyperadam.errors import HyperAdamError
@@ -23,9 +24,9 @@ def digest(tensors: Mapping[str, Tensor], notes: Mapping[str, object]) -> str:
     """SHA-256, in hexadecimal, of tensors (on the CPU) and notes, whatever their order."""
     sha = hashlib.sha256(json.dumps(dict(notes), sort_keys=True).encode())
     for name in sorted(tensors):
-        value = tensors[name].contiguous()
+        value = tensors[name]
         sha.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        sha.update(value.numpy().tobytes())
+        sha.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return sha.hexdigest()
 
 

@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import random
+import shlex
 import signal
 import subprocess
 import sys
@@ -98,19 +99,36 @@ def test_another_run_is_refused(finished):
     assert {path: path.read_bytes() for path in before} == before
 
 
-def test_a_folder_with_anothers_weights_is_refused(tmp_path):
-    (tmp_path / "weights.safetensors").write_bytes(b"precious")
+@pytest.mark.parametrize("name", ["weights.safetensors", "history.csv", "meta_loss.png"])
+def test_a_folder_with_anothers_files_is_refused(tmp_path, name):
+    (tmp_path / name).write_bytes(b"precious")
     with pytest.raises(RunError, match="holds a run"):
         run_meta_training(tmp_path, SMOKE, LABEL)
-    assert (tmp_path / "weights.safetensors").read_bytes() == b"precious"
+    assert (tmp_path / name).read_bytes() == b"precious"
+
+
+def test_another_licence_is_refused(finished):
+    other = RunLabel("smoke", "MIT", "abc")
+    with pytest.raises(RunError, match=r"with the licence Apache-2\.0"):
+        run_meta_training(finished, SMOKE, other, resume=True)
 
 
 def test_resuming_a_finished_run_changes_nothing(finished):
-    before = checkpoint(finished)
+    before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
     trainer = run_meta_training(finished, None, None, resume=True)
     assert trainer.finished
-    after = checkpoint(finished)
-    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()} == before
+
+
+def test_a_kill_before_the_export_is_made_good(tmp_path, finished):
+    out = tmp_path / "run"
+    out.mkdir()
+    for name in ("config.json", "checkpoint.safetensors", "history.csv"):
+        (out / name).write_bytes((finished / name).read_bytes())
+    (out / ".weights.safetensors.h4lf").write_bytes(b"half")
+    run_meta_training(out, None, None, resume=True)
+    assert_same_run(out, finished)
+    assert not list(out.glob(".weights*"))
 
 
 def test_resuming_nothing(tmp_path, finished):
@@ -232,15 +250,15 @@ def test_killed_at_random_points(tmp_path, undisturbed):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted(tmp_path, undisturbed, number):
     """Ctrl-C saves and says how to go on; what it says works."""
-    out = tmp_path / "run"
+    out = tmp_path / "a run"
     process = start(out, *FRESH)
     wait_for(out / "checkpoint.safetensors", process)
     process.send_signal(number)
     output, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
     assert "Traceback" not in errors
-    command = output.splitlines()[-1].split()
-    assert command[:4] == ["hyperadam", "meta-train", "--resume", "--out"]
+    command = shlex.split(output.splitlines()[-1])
+    assert command == ["hyperadam", "meta-train", "--resume", "--out", str(out)]
     assert not (out / "weights.safetensors").exists()
     process = start(out, "--resume")
     _, errors = process.communicate(timeout=200)

@@ -162,11 +162,14 @@ def test_strides_do_not_matter():
     plain = make_params((3, 5))
     turned = [plain[0].detach().t().contiguous().t().requires_grad_()]
     assert not turned[0].is_contiguous()
-    for params in (plain, turned):
-        train(make(params), params, 3)
+    one, two = make(plain), make(turned)
+    for step in range(3):
+        set_grads(plain, step)
+        turned[0].grad = plain[0].grad.t().contiguous().t()
+        assert not turned[0].grad.is_contiguous()
+        one.step()
+        two.step()
     assert torch.equal(plain[0], turned[0])
-    set_grads(plain, 9)
-    turned[0].grad = plain[0].grad.t().contiguous().t()
 
 
 def test_weight_decay():
@@ -592,6 +595,10 @@ def test_deepcopy_goes_its_own_way():
         ({"seed": 2**63}, "seed must be an integer"),
         ({"seed": 1.5}, "seed must be an integer"),
         ({"seed": True}, "seed must be an integer"),
+        ({"lr": torch.tensor([1e-3])}, "lr must be a number"),
+        ({"lr": torch.ones(2)}, "lr must be a number"),
+        ({"sample": "no"}, "sample must be True or False"),
+        ({"maximize": 1}, "maximize must be True or False"),
         ({"backend": "cuda"}, "unknown backend 'cuda'"),
         ({"nonfinite": "ignore"}, "unknown nonfinite 'ignore'"),
         ({"weights": "nobody's"}, "unknown weights"),
@@ -617,10 +624,12 @@ def test_a_bad_group_is_not_added():
     for bad in (
         {"params": make_params(2), "lr": -1.0},
         {"params": make_params(2), "weight_decay": math.nan},
+        {"params": make_params(2), "weights": WEIGHTS},
+        {"params": make_params(2), "nonfinite": "raise"},
         {"params": [torch.zeros(2, dtype=torch.int64)]},
         {"params": params},
     ):
-        with pytest.raises(ValueError, match=r"must be|appear in more than one"):
+        with pytest.raises(ValueError, match=r"must be|of the optimizer|more than one"):
             optimizer.add_param_group(bad)
         assert len(optimizer.param_groups) == 1
     with pytest.raises(TypeError):
@@ -684,6 +693,39 @@ def test_nonfinite_gradients_are_skipped(bad):
     assert_unchanged(first, fresh, start)
 
 
+def test_an_overflowing_penalty_is_skipped_too():
+    params = make_params(3)
+    optimizer = make(params, weight_decay=3e38)
+    with torch.no_grad():
+        params[0].fill_(10.0)
+    params[0].grad = torch.ones(3)
+    with pytest.warns(RuntimeWarning, match="skipped"):
+        optimizer.step()
+    assert torch.equal(params[0].detach(), torch.full((3,), 10.0))
+
+
+def test_autocast_does_not_reach_the_rule():
+    outside, inside = make_params(30), make_params(30)
+    train(make(outside), outside, 2)
+    optimizer = make(inside)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        train(optimizer, inside, 2)
+    assert torch.equal(outside[0], inside[0])
+
+
+def test_numbers_of_numpy_become_plain():
+    params = make_params(3)
+    optimizer = make(params, lr=np.float32(0.5), weight_decay=np.int64(0), seed=np.int64(3))
+    group = optimizer.param_groups[0]
+    assert (type(group["lr"]), type(group["weight_decay"]), type(group["seed"])) == (
+        float, float, int,
+    )  # fmt: skip
+    train(optimizer, params, 1)
+    assert_equal(
+        [through_a_file(optimizer.state_dict())["state"][0]["m"]], [optimizer.state[params[0]]["m"]]
+    )
+
+
 def test_nonfinite_gradients_raise():
     params = make_params(4, (3, 2))
     optimizer = make(params, nonfinite="raise")
@@ -743,14 +785,76 @@ def without_a_tensor():
     return state_dict
 
 
-def not_even_one():
-    return {"epoch": 3}
+def good():
+    params = make_params(4, 3)
+    optimizer = make(params)
+    train(optimizer, params, 1)
+    return copy.deepcopy(optimizer.state_dict())
 
 
-def bad_lr():
-    state_dict = make(make_params(4, 3)).state_dict()
-    state_dict["param_groups"][0]["lr"] = -1.0
+def changed(change):
+    def state_dict():
+        saved = good()
+        change(saved)
+        return saved
+
     return state_dict
+
+
+def put(*path):
+    """A state dict with one entry replaced by the last argument."""
+    *places, last, value = path
+
+    def change(saved):
+        for place in places:
+            saved = saved[place]
+        saved[last] = value
+
+    return changed(change)
+
+
+MALFORMED = {
+    "no dict": lambda: 5,
+    "nothing of it": lambda: {"epoch": 3},
+    "no state": changed(lambda saved: saved.pop("state")),
+    "state None": put("state", None),
+    "state a list": put("state", []),
+    "groups None": put("param_groups", None),
+    "group None": put("param_groups", [None]),
+    "group without params": changed(lambda saved: saved["param_groups"][0].pop("params")),
+    "no id": put("param_groups", 0, "weights_id", None),
+    "id a number": put("param_groups", 0, "weights_id", 3),
+    "lr negative": put("param_groups", 0, "lr", -1.0),
+    "sample a word": put("param_groups", 0, "sample", "no"),
+    "entry a tensor": put("state", 0, torch.zeros(3)),
+    "tensor a number": put("state", 0, "m", 3),
+    "m of bool": changed(lambda saved: saved["state"][0].update(m=saved["state"][0]["m"] > 0)),
+    "step negative": put("state", 0, "step", torch.tensor(-5)),
+    "step a float": put("state", 0, "step", torch.tensor(1.0)),
+    "unknown key": put("state", 99, {}),
+    "unknown word": put("state", "foo", {}),
+}
+
+
+@pytest.mark.parametrize("name", sorted(MALFORMED))
+def test_malformed_state_dicts_change_nothing(name):
+    params = make_params(4, 3)
+    optimizer = make(params)
+    train(optimizer, params, 2)
+    before = snapshot(optimizer, params)
+    with pytest.raises(ValueError, match=r"state dict|must be"):
+        optimizer.load_state_dict(MALFORMED[name]())
+    assert_unchanged(optimizer, params, before)
+    optimizer.load_state_dict(good())
+
+
+def test_a_state_dict_from_before_an_option_takes_its_default():
+    saved = good()
+    del saved["param_groups"][0]["decoupled_weight_decay"]
+    params = make_params(4, 3)
+    optimizer = make(params)
+    optimizer.load_state_dict(saved)
+    assert optimizer.param_groups[0]["decoupled_weight_decay"] is False
 
 
 @pytest.mark.parametrize(
@@ -758,11 +862,9 @@ def bad_lr():
     [
         (other_model, "groups have"),
         (other_weights, "made with the weights"),
-        (adams, "lack"),
+        (adams, "made with the weights None"),
         (swapped, "has shape"),
         (without_a_tensor, "state holds"),
-        (not_even_one, "lacks state"),
-        (bad_lr, "lr must be"),
     ],
 )
 def test_foreign_state_dicts_change_nothing(foreign, message):

@@ -49,6 +49,15 @@ class Other:
         ({"lstm1.weight": torch.zeros(8, 4)}, "none of the four rules' layouts"),
         (torch.zeros(3), "does not hold a mapping"),
         ({"a": 1}, "does not hold a mapping"),
+        ({1: torch.zeros(2)}, "does not hold a mapping"),
+        ({"lstm1.weight": torch.eye(3).to_sparse()}, "does not hold a mapping"),
+        ({"lstm1.weight": torch.zeros(8, 4, device="meta")}, "does not hold a mapping"),
+        (
+            {"lstm1.weight": torch.zeros(8, 4), "pre_linear.weight": torch.zeros(20)},
+            "none of the four rules' layouts",
+        ),
+        ({"lstm1.weight_hh": torch.zeros(8)}, "none of the four rules' layouts"),
+        ({"lstm1.weight_hh": torch.zeros(8, 0)}, "none of the four rules' layouts"),
         (Other(), "can't be read"),
     ],
 )

@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 import safetensors
 import safetensors.torch
@@ -78,6 +79,51 @@ def test_the_digest_tells_weights_apart():
     assert make_weights(bounded).digest() != make_weights().digest()
 
 
+def test_the_digest_is_of_values_not_of_their_spelling(tmp_path):
+    """An integer for a number, a list for a tuple, and options to come."""
+    theta = make_weights(VariationalHyperAdamRule(channels=3, candidate_bound=5.0)).theta
+    one = VariationalHyperAdamRule(channels=3, candidate_bound=5, moment_decays=[0.95])
+    two = VariationalHyperAdamRule(channels=3, candidate_bound=5.0)
+    assert one == two
+    assert hash(one) == hash(two)
+    first, second = Weights(one, theta, lr=1e-3), Weights(two, theta, lr=1e-3)
+    assert first.digest() == second.digest()
+    save_weights(first, tmp_path / "w.safetensors")
+    assert load_weights(tmp_path / "w.safetensors").digest() == first.digest()
+
+    @dataclasses.dataclass(frozen=True)
+    class Later(VariationalHyperAdamRule):
+        new_option: float = 1.0
+
+    later = Later(channels=3, candidate_bound=5.0)
+    assert Weights(later, theta, lr=1e-3).digest() == first.digest()
+    changed = dataclasses.replace(later, new_option=2.0)
+    assert Weights(changed, theta, lr=1e-3).digest() != first.digest()
+
+
+def test_the_digest_of_the_first_weights_never_changes():
+    """Users' optimizer checkpoints hold it."""
+    rule = VariationalHyperAdamRule(channels=2)
+    theta = {name: torch.full(shape, 0.5) for name, shape in rule.theta_shapes().items()}
+    assert Weights(rule, theta, lr=1e-3).digest()[:16] == "954cd60927b495f7"
+
+
+def test_values_become_plain(tmp_path):
+    rule = VariationalHyperAdamRule(channels=2)
+    theta = {name: value.requires_grad_() for name, value in make_weights(rule).theta.items()}
+    shared = torch.zeros(8)
+    theta["lstm1.bias"] = shared[:8]
+    weights = Weights(rule, theta, lr=np.float64(1e-3), steps=np.int64(3), date=3)
+    theta["post_linear.bias"] = shared[:2]
+    save_weights(Weights(rule, theta, lr=torch.tensor(0.5)), tmp_path / "v.safetensors")
+    save_weights(weights, tmp_path / "w.safetensors")
+    again = load_weights(tmp_path / "w.safetensors")
+    assert (again.lr, again.steps, again.date) == (1e-3, 3, "3")
+    for bad in ({"lr": "fast"}, {"lr": 1.0, "steps": "many"}):
+        with pytest.raises(WeightsError, match="no number"):
+            Weights(rule, theta, **bad)
+
+
 def test_bundled_weights_load_by_name():
     names = bundled_weights()
     assert "default" in names
@@ -150,6 +196,7 @@ def rewrite(path, tensors=None, **changes):
         ({"lr": "nan"}, "lr must be"),
         ({"lr": "-1"}, "lr must be"),
         ({"lr": "fast"}, "fast"),
+        ({"rule": '{"rule": []}'}, "unknown rule"),
         ({"steps": "many"}, "many"),
         ({"rule": "{"}, "Expecting"),
         ({"rule": "[]"}, "w.safetensors"),
@@ -172,6 +219,7 @@ def test_theta_that_does_not_fit(path, weights):
         ({**theta, "extra": torch.zeros(1)}, "unexpected"),
         ({**theta, "lstm1.bias": torch.zeros(3)}, "has shape"),
         ({**theta, "lstm1.bias": theta["lstm1.bias"].half()}, "float16"),
+        ({**theta, "lstm1.bias": theta["lstm1.bias"].bfloat16()}, "bfloat16"),
         ({**theta, "lstm1.bias": theta["lstm1.bias"] * float("nan")}, "not finite"),
     ):
         rewrite(path, bad)

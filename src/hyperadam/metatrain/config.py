@@ -14,6 +14,8 @@ from hyperadam.rule import MAX_SEED, Rule, VariationalHyperAdamRule
 from hyperadam.tasks import check_task_name
 from hyperadam.weights import rule_from_dict
 
+MAX_CONVEX_DIM = 1_000_000
+
 
 @dataclasses.dataclass(frozen=True)
 class MetaTrainConfig:
@@ -66,7 +68,8 @@ class MetaTrainConfig:
         for name in ("random_scaling", "convex_scaling", "kl_weight", "meta_weight_decay"):
             value = getattr(self, name)
             self._require(name, math.isfinite(value) and value >= 0, "a number at or above 0")
-        self._require("convex_dim", self.convex_dim >= 0, "at least 0")
+        good_dim = 0 <= self.convex_dim <= MAX_CONVEX_DIM
+        self._require("convex_dim", good_dim, f"at least 0 and at most {MAX_CONVEX_DIM}")
         clip = self.meta_grad_clip
         good_clip = clip is None or (math.isfinite(clip) and clip > 0)
         self._require("meta_grad_clip", good_clip, "a positive number or null")
@@ -116,7 +119,7 @@ class MetaTrainConfig:
                 raise ConfigError(f"a setting is given as key=value; got {override!r}")
             try:
                 value = json.loads(text)
-            except json.JSONDecodeError:
+            except (ValueError, RecursionError):  # no JSON, or an absurd one
                 value = text
             if key == "rule":
                 values["rule"] = {"rule": value}

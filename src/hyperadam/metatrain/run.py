@@ -38,6 +38,10 @@ HISTORY = "history.csv"
 CURVE = "meta_loss.png"
 EVENTS = "tensorboard"
 LOCK = ".lock"
+FILES = (CONFIG, CHECKPOINT, WEIGHTS, HISTORY, CURVE, EVENTS)
+
+
+UNSPECIFIED = "unspecified"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +50,7 @@ class RunLabel:
 
     Attributes:
         preset: the preset's name, with the settings that were changed.
-        licence: of the exported numbers.
+        licence: of the exported numbers; ``"unspecified"`` where none is given.
         commit: of the program that started the run.
     """
 
@@ -75,12 +79,15 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         try:
             with filelock.FileLock(self / LOCK, timeout=0):
+                for name in FILES:  # half-written files of a process that was killed
+                    for path in self.path.glob(f".{name}.*"):
+                        path.unlink()
                 yield
         except filelock.Timeout:
             raise RunError(f"another process is at work in {self.path}") from None
 
     def holds_run(self) -> bool:
-        return any((self / name).exists() for name in (CONFIG, CHECKPOINT, WEIGHTS))
+        return any((self / name).exists() for name in FILES)
 
     def read_config(self) -> tuple[MetaTrainConfig, RunLabel]:
         """The configuration and label of the run that the folder holds.
@@ -180,6 +187,8 @@ def run_meta_training(
             if config is not None and config != found:
                 other = "; ".join(differences(config, found))
                 raise RunError(f"{out} holds a run with other settings: {other}")
+            if label is not None and label.licence not in (UNSPECIFIED, found_label.licence):
+                raise RunError(f"{out} holds a run with the licence {found_label.licence}")
             config, label = found, found_label
             trainer = MetaTrainer(config, data_dir)
             if (folder / CHECKPOINT).exists():
@@ -256,6 +265,9 @@ class _Events:
 
 
 def _export(trainer: MetaTrainer, folder: RunFolder, label: RunLabel) -> None:
+    """Write what a finished run leaves; weights last, so that they say that all is there."""
+    if (folder / WEIGHTS).exists():
+        return
     config = trainer.config
     weights = Weights(
         rule=config.rule,

@@ -93,7 +93,7 @@ class MetaTrainer:
     def __init__(self, config: MetaTrainConfig, data_dir: Path | None = None) -> None:
         self.config = config
         self.base_task = make_task(config.task, data_dir)
-        self.step_function = step_function(config.rule)
+        self.step_function = step_function(config.rule, "reference")  # it is differentiable
         theta = config.rule.init_theta(make_generator(config.seed, "theta"))
         self.theta = {name: value.requires_grad_() for name, value in theta.items()}
         self.meta_optimizer = torch.optim.Adam(

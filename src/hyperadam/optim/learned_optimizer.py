@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,7 +33,8 @@ class _Part:
 
     Attributes:
         param: the parameter, viewed as real.
-        grad_N: its gradient, flat, of the step's dtype.
+        grad_N: the gradient to descend, flat, of the step's dtype, with the L2 penalty's where
+            that is asked for.
         key: the parameter itself, the key of its state.
         group: its parameter group.
         start: index of its first coordinate among those of all parameters.
@@ -53,7 +55,7 @@ class _Verbatim:
         self.saved = saved
 
 
-def _as_real(tensor: Tensor) -> Tensor:
+def as_real(tensor: Tensor) -> Tensor:
     return torch.view_as_real(tensor) if tensor.is_complex() else tensor
 
 
@@ -65,7 +67,10 @@ def _state_dtype(param: Tensor) -> torch.dtype:
 
 def _is_bad(value: object) -> bool:
     """Whether a learning rate or weight decay is no finite number at or above 0."""
-    if isinstance(value, bool) or not isinstance(value, int | float | Tensor):
+    if isinstance(value, Tensor):
+        if value.dim() != 0:
+            return True
+    elif isinstance(value, bool) or not isinstance(value, numbers.Real):
         return True
     number = float(value)
     return not math.isfinite(number) or number < 0
@@ -142,9 +147,19 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 complex dtype; nothing is added.
         """
         if isinstance(param_group, dict):
-            if param_group.get("lr", 0) is None:
-                param_group = {**param_group, "lr": self.weights.lr}
-            self._check_hyperparameters({**self.defaults, **param_group})
+            group = {**self.defaults, **param_group}
+            if group["lr"] is None:
+                group["lr"] = self.weights.lr
+            self._check_hyperparameters(group)
+            misplaced = sorted({"weights", "backend", "nonfinite"} & set(group))
+            if misplaced:
+                raise ConfigError(f"{misplaced[0]} is a setting of the optimizer, not of a group")
+            # Plain numbers: NumPy's would not pass torch.load(weights_only=True).
+            group["seed"] = int(group["seed"])
+            for name in ("lr", "weight_decay"):
+                if not isinstance(group[name], Tensor):
+                    group[name] = float(group[name])
+            param_group = group
         super().add_param_group(param_group)
         for param in self.param_groups[-1]["params"]:
             if not (param.is_floating_point() or param.is_complex()):
@@ -158,8 +173,12 @@ class LearnedOptimizer(torch.optim.Optimizer):
             if _is_bad(group[name]):
                 raise ConfigError(f"{name} must be a number, at or above 0; got {group[name]!r}")
         seed = group["seed"]
-        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= MAX_SEED:
+        integral = isinstance(seed, numbers.Integral) and not isinstance(seed, bool)
+        if not integral or not 0 <= seed <= MAX_SEED:
             raise ConfigError(f"seed must be an integer from 0 to 2^63 - 1; got {seed!r}")
+        for name in ("decoupled_weight_decay", "sample", "maximize"):
+            if not isinstance(group[name], bool):
+                raise ConfigError(f"{name} must be True or False; got {group[name]!r}")
 
     # -- step -----------------------------------------------------------------------------------
 
@@ -196,7 +215,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         for group in self.param_groups:
             for param in group["params"]:
                 yield param, group, start
-                start += _as_real(param).numel()
+                start += as_real(param).numel()
 
     def _gather(self) -> list[_Part]:
         active = [entry for entry in self._numbered_params() if entry[0].grad is not None]
@@ -218,8 +237,11 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 raise RuntimeError(
                     f"{type(self).__name__} does not support sparse gradients; got {grad.layout}"
                 )
-            real = _as_real(param)
-            grad_N = _as_real(grad).reshape(-1).to(dtype)
+            real = as_real(param)
+            grad_N = as_real(grad).reshape(-1).to(dtype)
+            grad_N = -grad_N if group["maximize"] else grad_N
+            if group["weight_decay"] != 0 and not group["decoupled_weight_decay"]:
+                grad_N = grad_N + group["weight_decay"] * real.reshape(-1).to(dtype)
             parts.append(_Part(real, grad_N, param, group, start))
         return parts
 
@@ -247,9 +269,10 @@ class LearnedOptimizer(torch.optim.Optimizer):
     def _apply(self, parts: list[_Part]) -> None:
         sizes = [part.grad_N.numel() for part in parts]
         dtype, device = parts[0].grad_N.dtype, parts[0].grad_N.device
-        grad_N = torch.cat([self._directed_gradient(part) for part in parts])
+        grad_N = torch.cat([part.grad_N for part in parts])
         state = cat_states([self._flat_state(part, dtype) for part in parts], sizes)
-        update, state = self._rule_step(self._theta(dtype, device), state, grad_N, None)
+        with torch.autocast(device.type, enabled=False):  # step() may stand in a user's autocast
+            update, state = self._rule_step(self._theta(dtype, device), state, grad_N, None)
 
         mean_N, log_var_N = update.mean_N, update.log_var_N
         direction_N = mean_N
@@ -267,15 +290,6 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 saved[name].copy_(new[field][here].view_as(saved[name]))
             log_var = None if log_var_N is None else log_var_N[here]
             self._last_update[part.key] = (mean_N[here], log_var)
-
-    @staticmethod
-    def _directed_gradient(part: _Part) -> Tensor:
-        """The gradient to descend, with the L2 penalty's where that is asked for."""
-        grad_N = -part.grad_N if part.group["maximize"] else part.grad_N
-        decay = part.group["weight_decay"]
-        if decay != 0 and not part.group["decoupled_weight_decay"]:
-            grad_N = grad_N + decay * part.param.reshape(-1).to(grad_N.dtype)
-        return grad_N
 
     @staticmethod
     def _move(part: _Part, direction_N: Tensor) -> None:
@@ -355,11 +369,15 @@ class LearnedOptimizer(torch.optim.Optimizer):
         """
 
         def check_and_wrap(_: torch.optim.Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
-            # Registered last, so that hooks of users have had their turn.
+            # Registered last, so that hooks of users have had their turn. Options that came after
+            # the state was saved take their defaults.
             self._check_state_dict(saved)
+            groups = [{**self.defaults, **group} for group in saved["param_groups"]]
             wrapped = {key: _Verbatim(value) for key, value in saved["state"].items()}
-            return {**saved, "state": wrapped}
+            return {**saved, "param_groups": groups, "state": wrapped}
 
+        if not isinstance(state_dict, dict):
+            raise ConfigError(f"a state dict is a dict; got {type(state_dict).__name__}")
         handle = self.register_load_state_dict_pre_hook(check_and_wrap)
         try:
             super().load_state_dict(state_dict)
@@ -368,48 +386,71 @@ class LearnedOptimizer(torch.optim.Optimizer):
         self._last_update.clear()
 
     def _check_state_dict(self, saved: dict[str, Any]) -> None:
-        what = f"this is not a state dict of this {type(self).__name__}"
-        if not {"state", "param_groups"} <= set(saved):
-            raise ConfigError(f"{what}: it lacks state or param_groups")
-        groups = saved["param_groups"]
+        def require(condition: bool, reason: str) -> None:
+            if not condition:
+                name = type(self).__name__
+                raise ConfigError(f"this is not a state dict of this {name}: {reason}")
+
+        groups, states = saved.get("param_groups"), saved.get("state")
+        require(
+            isinstance(groups, list)
+            and all(isinstance(group, dict) for group in groups)
+            and all(isinstance(group.get("params"), list) for group in groups),
+            "param_groups is no list of groups with params",
+        )
+        require(isinstance(states, dict), "state is no dict")
+        assert isinstance(groups, list)
+        assert isinstance(states, dict)
         sizes = [len(group["params"]) for group in groups]
-        if sizes != [len(group["params"]) for group in self.param_groups]:
-            raise ConfigError(
-                f"{what}: its groups have {sizes} parameters, the optimizer's "
-                f"{[len(group['params']) for group in self.param_groups]}"
-            )
+        own_sizes = [len(group["params"]) for group in self.param_groups]
+        require(sizes == own_sizes, f"its groups have {sizes} parameters, not {own_sizes}")
+        own_id = self.weights.digest()
         for group in groups:
-            missing = sorted(set(self.defaults) - {"differentiable"} - set(group))
-            if missing:
-                raise ConfigError(f"{what}: its groups lack {', '.join(missing)}")
-            if group["weights_id"] != self.weights.digest():
-                raise ConfigError(
-                    f"{what}: it was made with the weights {group['weights_id'][:12]}, the "
-                    f"optimizer has {self.weights.digest()[:12]}; construct it with the same "
-                    f"weights"
-                )
-            self._check_hyperparameters(group)
+            found = str(group.get("weights_id"))
+            require(
+                found == own_id,
+                f"it was made with the weights {found[:12]}, the optimizer has {own_id[:12]}; "
+                f"construct it with the same weights",
+            )
+            self._check_hyperparameters({**self.defaults, **group})
         keys = [key for group in groups for key in group["params"]]
+        require(set(states) <= set(keys), "it has state of parameters that are in no group")
         params = [param for group in self.param_groups for param in group["params"]]
         for key, param in zip(keys, params, strict=True):
-            if saved["state"].get(key):
-                self._check_param_state(what, saved["state"][key], _as_real(param))
+            if key in states:
+                self._check_param_state(states[key], as_real(param), require)
 
-    def _check_param_state(self, what: str, saved: dict[str, Tensor], param: Tensor) -> None:
+    def _check_param_state(
+        self, saved: object, param: Tensor, require: Callable[[bool, str], None]
+    ) -> None:
+        """Refuse what is not one parameter's state; an empty one is of no step yet."""
+        tensors = isinstance(saved, dict) and all(isinstance(t, Tensor) for t in saved.values())
+        require(tensors, "a parameter's state is no dict of tensors")
+        assert isinstance(saved, dict)
+        if not saved:
+            return
         widths = self.weights.rule.state_widths()
-        expected = {
+        shapes = {
             name: (*param.shape, *widths[field]) for name, field in self._state_names().items()
-        } | {"step": ()}
-        if set(saved) != set(expected):
-            raise ConfigError(
-                f"{what}: a parameter's state holds {sorted(saved)}, expected {sorted(expected)}"
+        }
+        shapes["step"] = ()
+        require(
+            set(saved) == set(shapes),
+            f"a parameter's state holds {sorted(map(str, saved))}, expected {sorted(shapes)}",
+        )
+        for name, shape in shapes.items():
+            require(
+                tuple(saved[name].shape) == shape,
+                f"{name} has shape {tuple(saved[name].shape)}, expected {shape} for a parameter "
+                f"of shape {tuple(param.shape)}",
             )
-        for name, shape in expected.items():
-            if tuple(saved[name].shape) != shape:
-                raise ConfigError(
-                    f"{what}: {name} has shape {tuple(saved[name].shape)} for a parameter of "
-                    f"shape {tuple(param.shape)}, expected {shape}"
+            if name == "step":
+                require(
+                    saved[name].dtype == torch.int64 and int(saved[name]) >= 0,
+                    "step is no count",
                 )
+            else:
+                require(saved[name].is_floating_point(), f"{name} is {saved[name].dtype}")
 
     def __getstate__(self) -> dict[str, Any]:
         kept = ("weights", "nonfinite", "backend", "skipped_steps")

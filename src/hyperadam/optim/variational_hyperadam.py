@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal
 
-from hyperadam.optim.learned_optimizer import LearnedOptimizer, _as_real
+from hyperadam.optim.learned_optimizer import LearnedOptimizer, as_real
 from hyperadam.rule import VariationalHyperAdamRule
 
 
@@ -69,17 +69,18 @@ class VariationalHyperAdam(LearnedOptimizer):
 
         Raises:
             ValueError: not a parameter of this optimizer.
-            RuntimeError: it has taken no step since construction or ``load_state_dict``, or the
-                weights have no VarBlock.
+            RuntimeError: it has taken no step since the optimizer was constructed, copied or
+                loaded, or the weights have no VarBlock.
         """
         if not any(param is known for known, _, _ in self._numbered_params()):
             raise ValueError("this tensor is not a parameter of this optimizer")
         if param not in self._last_update:
             raise RuntimeError(
-                "this parameter has taken no step since construction or load_state_dict"
+                "this parameter has taken no step since the optimizer was constructed, copied or "
+                "loaded"
             )
         mean_N, log_var_N = self._last_update[param]
         if log_var_N is None:
             raise RuntimeError("these weights have no VarBlock: the update has no variance")
-        shape = _as_real(param).shape
+        shape = as_real(param).shape
         return Normal(mean_N.view(shape), torch.exp(log_var_N / 2).view(shape))

@@ -120,7 +120,7 @@ class RNNpropRule(PlainLSTMRule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require_decays(self.moment_decays)
+        self._require_decays("moment_decays")
 
     @property
     def num_inputs(self) -> int:

@@ -12,7 +12,7 @@ import abc
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -29,6 +29,9 @@ Theta = Mapping[str, Tensor]
 """Meta-parameters by name; the names are the authors'."""
 
 Shapes = dict[str, tuple[int, ...]]
+
+MAX_CHANNELS = 1024
+MAX_STATE_LAYERS = 16
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -102,22 +105,28 @@ class Rule(abc.ABC):
     state_layers: int = 1
 
     def __post_init__(self) -> None:
-        self._require(self.channels >= 1, "channels must be at least 1")
-        self._require(self.state_layers >= 1, "state_layers must be at least 1")
+        for name, most in (("channels", MAX_CHANNELS), ("state_layers", MAX_STATE_LAYERS)):
+            value = getattr(self, name)
+            good = isinstance(value, int) and 1 <= value <= most
+            self._require(good, f"{name} must be an integer, at least 1 and at most {most}")
+
+    def _normalise(self, name: str, convert: Callable[[Any], object]) -> None:
+        """Give a field its plain type, so that equal rules are equal in every way."""
+        value = getattr(self, name)
+        try:
+            object.__setattr__(self, name, None if value is None else convert(value))
+        except (TypeError, ValueError):
+            self._require(False, f"{name} has a wrong type")
 
     def _require(self, condition: bool, message: str) -> None:
         if not condition:
             raise ConfigError(f"{self.name}: {message}; got {self}")
 
-    def _require_column_norm(self, norm: str, bound: float | None) -> None:
-        norms = get_args(ColumnNorm)
-        self._require(norm in norms, f"column_norm must be one of {norms}")
-        good_bound = bound is None or (bound > 0 and math.isfinite(bound))
-        self._require(good_bound, "candidate_bound must be None or a positive number")
-
-    def _require_decays(self, decays: tuple[float, ...]) -> None:
+    def _require_decays(self, name: str) -> None:
+        self._normalise(name, lambda values: tuple(float(value) for value in values))
+        decays = getattr(self, name)
         self._require(
-            len(decays) >= 1 and all(0 < decay < 1 for decay in decays),
+            decays is not None and len(decays) >= 1 and all(0 < decay < 1 for decay in decays),
             "moment_decays must be one or more numbers between 0 and 1",
         )
 
@@ -178,6 +187,15 @@ class Rule(abc.ABC):
         """The configuration as plain values, with the rule's name under ``rule``."""
         return {"rule": self.name, **dataclasses.asdict(self)}
 
+    def identity(self) -> dict[str, object]:
+        """The rule's name and the settings that are not at their defaults."""
+        changed = {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if getattr(self, field.name) != field.default
+        }
+        return {"rule": self.name, **changed}
+
     def num_theta(self) -> int:
         """How many numbers theta has."""
         return sum(math.prod(shape) for shape in self.theta_shapes().values())
@@ -224,7 +242,12 @@ class AdamCandidatesRule(Rule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require_column_norm(self.column_norm, self.candidate_bound)
+        norms = get_args(ColumnNorm)
+        self._require(self.column_norm in norms, f"column_norm must be one of {norms}")
+        self._normalise("candidate_bound", float)
+        bound = self.candidate_bound
+        good_bound = bound is None or (bound > 0 and math.isfinite(bound))
+        self._require(good_bound, "candidate_bound must be None or a positive number")
 
     @property
     @abc.abstractmethod
@@ -342,7 +365,8 @@ class VariationalHyperAdamRule(AdamCandidatesRule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require_decays(self.moment_decays)
+        self._require_decays("moment_decays")
+        self._normalise("kl_prior_scale", float)
         self._require(
             self.kl_prior_mean in ("none", "fixed_moments"),
             "kl_prior_mean must be 'none' or 'fixed_moments'",

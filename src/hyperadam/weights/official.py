@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hyperadam.errors import ConfigError, WeightsError
+from hyperadam.errors import WeightsError
 from hyperadam.rule import (
     DMoptimizerRule,
     HyperAdamRule,
@@ -44,13 +44,17 @@ def import_official(
         source = Path(path_or_state_dict).name
         state_dict = _read(Path(path_or_state_dict))
     if not isinstance(state_dict, Mapping) or not all(
-        isinstance(value, Tensor) for value in state_dict.values()
+        isinstance(name, str)
+        and isinstance(value, Tensor)
+        and value.layout == torch.strided
+        and not value.is_meta
+        for name, value in state_dict.items()
     ):
-        raise WeightsError(f"{source} does not hold a mapping of names to tensors")
+        raise WeightsError(f"{source} does not hold a mapping of names to plain tensors")
     theta = {name: value.detach().cpu().clone() for name, value in state_dict.items()}
     try:
         rule = _recognise(theta)
-    except (KeyError, IndexError, ConfigError):
+    except (KeyError, IndexError, ValueError):  # a name, a dimension or a size that is not theirs
         raise WeightsError(
             f"{source} has none of the four rules' layouts: it holds {sorted(theta)}"
         ) from None

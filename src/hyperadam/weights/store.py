@@ -27,6 +27,9 @@ FORMAT_VERSION = 1
 SUFFIX = ".safetensors"
 
 
+_NOTES = ("preset", "data", "date", "commit", "licence")
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Weights:
     """Meta-trained theta with its rule.
@@ -57,6 +60,14 @@ class Weights:
     licence: str = "unknown"
 
     def __post_init__(self) -> None:
+        try:
+            plain = {"lr": float(self.lr), "steps": int(self.steps)}
+        except (TypeError, ValueError, OverflowError) as error:
+            raise WeightsError(f"lr or steps is no number: {error}") from None
+        notes = {name: str(getattr(self, name)) for name in _NOTES}
+        theta = {name: value.detach().cpu().clone() for name, value in self.theta.items()}
+        for name, value in {**plain, **notes, "theta": theta}.items():
+            object.__setattr__(self, name, value)
         expected = self.rule.theta_shapes()
         if set(self.theta) != set(expected):
             missing = sorted(set(expected) - set(self.theta))
@@ -76,8 +87,11 @@ class Weights:
             raise WeightsError(f"lr must be a positive number; got {self.lr}")
 
     def digest(self) -> str:
-        """SHA-256 of the rule's configuration and of every number of theta, in hexadecimal."""
-        return tensor_file.digest(self.theta, self.rule.to_dict())
+        """SHA-256 of the rule and of every number of theta, in hexadecimal.
+
+        Options at their defaults don't count, so that options to come change no digest.
+        """
+        return tensor_file.digest(self.theta, self.rule.identity())
 
 
 def rule_from_dict(values: Mapping[str, Any]) -> Rule:
@@ -88,12 +102,9 @@ def rule_from_dict(values: Mapping[str, Any]) -> Rule:
     """
     settings = dict(values)
     name = settings.pop("rule", None)
-    if name not in RULES:
-        raise ConfigError(unknown_name("rule", str(name), RULES))
+    if not isinstance(name, str) or name not in RULES:
+        raise ConfigError(unknown_name("rule", str(name)[:80], RULES))
     return from_values(RULES[name], settings, what=f"rule {name}")
-
-
-_NOTES = ("preset", "data", "date", "commit", "licence")
 
 
 def save_weights(weights: Weights, path: str | Path) -> None:
