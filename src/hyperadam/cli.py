@@ -6,17 +6,29 @@ import argparse
 import dataclasses
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn
 
-from hyperadam.demo import DEFAULT_TASK
+from rich.progress import TextColumn
+
+from hyperadam.console import (
+    demo_table,
+    meta_train_progress,
+    print_table,
+    progress_bar,
+    weights_details,
+    weights_table,
+)
+from hyperadam.demo import DEFAULT_TASK, draw_demo, run_demo, total_work
 from hyperadam.errors import HyperAdamError
 from hyperadam.metatrain import MetaTrainConfig, RunLabel, run_meta_training, source_version
 from hyperadam.metatrain.run import UNSPECIFIED
 from hyperadam.presets import PRESETS, preset
 from hyperadam.rule import RULES, VariationalHyperAdamRule
+from hyperadam.tasks import make_task
+from hyperadam.weights import bundled_weights, import_official, load_weights, save_weights
 
 USAGE_ERROR = 2
 INTERRUPTED = 130
@@ -31,7 +43,7 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(f"{message} ({self.prog} --help)")
 
 
-def _at_least(minimum: int | float) -> type:
+def _at_least(minimum: int | float) -> Callable[[str], int | float]:
     """A converter for numbers of the type of ``minimum`` and not below it."""
     kind = type(minimum)
 
@@ -42,7 +54,7 @@ def _at_least(minimum: int | float) -> type:
         return value
 
     convert.__name__ = "number" if kind is float else "integer"  # argparse names it in errors
-    return convert  # type: ignore[return-value]
+    return convert
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -179,12 +191,6 @@ def _add_weights(commands: argparse._SubParsersAction[_Parser]) -> None:
 
 
 def _demo(arguments: argparse.Namespace) -> int:
-    from rich.progress import TextColumn
-
-    from hyperadam.console import demo_table, print_table, progress_bar
-    from hyperadam.demo import draw_demo, run_demo, total_work
-    from hyperadam.tasks import make_task
-    from hyperadam.weights import load_weights
 
     out, seeds, steps = arguments.out, arguments.seeds, arguments.steps
     if out.suffix != ".png":
@@ -212,8 +218,6 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 
 def _meta_train(arguments: argparse.Namespace) -> int:
-    from hyperadam.console import meta_train_progress
-
     out, data_dir, overrides = arguments.out, arguments.data_dir, arguments.overrides
     config = label = None
     if arguments.preset is not None:
@@ -252,25 +256,17 @@ def _meta_train(arguments: argparse.Namespace) -> int:
 
 
 def _weights_list(_: argparse.Namespace) -> int:
-    from hyperadam.console import print_table, weights_table
-    from hyperadam.weights import bundled_weights, load_weights
-
     bundled = {name: load_weights(path) for name, path in bundled_weights().items()}
     print_table(weights_table(bundled))
     return 0
 
 
 def _weights_show(arguments: argparse.Namespace) -> int:
-    from hyperadam.console import print_table, weights_details
-    from hyperadam.weights import load_weights
-
     print_table(weights_details(load_weights(arguments.weights)))
     return 0
 
 
 def _weights_import_official(arguments: argparse.Namespace) -> int:
-    from hyperadam.weights import import_official, save_weights
-
     weights = import_official(arguments.source, lr=arguments.lr, licence=arguments.licence)
     save_weights(weights, arguments.destination)
     print(f"{arguments.destination}: {weights.rule.name}, {weights.rule.num_theta()} numbers")
