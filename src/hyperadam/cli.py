@@ -191,7 +191,6 @@ def _add_weights(commands: argparse._SubParsersAction[_Parser]) -> None:
 
 
 def _demo(arguments: argparse.Namespace) -> int:
-
     out, seeds, steps = arguments.out, arguments.seeds, arguments.steps
     if out.suffix != ".png":
         raise UsageError(f"the picture's name must end in .png; got {out}")
