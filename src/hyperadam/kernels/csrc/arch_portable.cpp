@@ -1,0 +1,7 @@
+#include "instantiate.hpp"
+
+namespace hyperadam {
+
+extern const Kernels portable_kernels = make_kernels<xsimd::default_arch>();
+
+}  // namespace hyperadam

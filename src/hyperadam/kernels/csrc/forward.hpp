@@ -1,0 +1,473 @@
+// The forward passes over one chunk, for one instruction set.
+//
+// A matrix product is blocked so that its outputs stay in registers from the first product to the
+// last nonlinear function: a group of channels, all gates of each, for a block of coordinates.
+// Column norms are folded into the weights, so inputs are the raw rows.
+#pragma once
+
+#include <cmath>
+
+#include "noise.hpp"
+#include "problem.hpp"
+#include "simd.hpp"
+
+namespace hyperadam {
+namespace {  // each instruction set has its own copies
+
+// Bias corrections of a step, for each decay.
+struct Corrections {
+  float inverse[MAX_DECAYS];
+
+  Corrections(const Config& config, std::uint64_t step) {
+    for (int k = 0; k < config.decays; ++k) {
+      inverse[k] = static_cast<float>(
+          1.0 / (1.0 - std::pow(config.decay[k], static_cast<double>(step))));
+    }
+  }
+};
+
+// Adds the squares of rows to sums of each lane, of the lanes that are no padding.
+template <class Arch, class Storage>
+void add_squares(const Storage* rows, int count, int valid, float* sums) {
+  using F = typename Simd<Arch>::F;
+  for (int row = 0; row < count; ++row) {
+    alignas(64) float scratch[TILE];
+    const float* values = load_row(rows + row * TILE, scratch);
+    float* sum = sums + row * TILE;
+    if (valid >= TILE) {
+      for (int lane = 0; lane < TILE; lane += Simd<Arch>::LANES) {
+        const F value = F::load_unaligned(values + lane);
+        xsimd::fma(value, value, F::load_aligned(sum + lane)).store_aligned(sum + lane);
+      }
+    } else {
+      for (int lane = 0; lane < valid; ++lane) {
+        sum[lane] = std::fma(values[lane], values[lane], sum[lane]);
+      }
+    }
+  }
+}
+
+[[maybe_unused]] inline void total_lanes(const float* sums, int count, double* totals) {
+  for (int row = 0; row < count; ++row) {
+    double total = 0;
+    for (int lane = 0; lane < TILE; ++lane) total += static_cast<double>(sums[row * TILE + lane]);
+    totals[row] = total;
+  }
+}
+
+template <class Arch, class Storage>
+struct Forward {
+  using S = Simd<Arch>;
+  using F = typename S::F;
+  static constexpr int LANES = S::LANES;
+  static constexpr int VECTORS = Blocking<Arch>::VECTORS;
+  static constexpr int BLOCK = VECTORS * LANES;
+  static_assert(TILE % BLOCK == 0);
+
+  static const Storage* tile_of(const void* state, const Config& config, std::int64_t tile) {
+    return static_cast<const Storage*>(state) + tile * config.rows() * TILE;
+  }
+  static Storage* tile_of(void* state, const Config& config, std::int64_t tile) {
+    return static_cast<Storage*>(state) + tile * config.rows() * TILE;
+  }
+
+  // Stores a vector of a state's row; `words` are null for rounding to nearest.
+  static void store(F value, Storage* row, int row_index, int lane, const std::uint32_t* words) {
+    if constexpr (std::is_same_v<Storage, float>) {
+      value.store_unaligned(row + lane);
+    } else {
+      alignas(64) float values[LANES];
+      value.store_aligned(values);
+      for (int i = 0; i < LANES; ++i) {
+        const std::uint32_t bits = std::bit_cast<std::uint32_t>(values[i]);
+        const std::uint32_t random =
+            words == nullptr ? 0x7FFFu + ((bits >> 16) & 1u)
+                             : rounding_bits(words[lane + i], static_cast<std::uint32_t>(row_index));
+        row[lane + i].bits = static_cast<std::uint16_t>((bits + random) >> 16);
+      }
+    }
+  }
+
+  static F load(const Storage* row, int lane) {
+    if constexpr (std::is_same_v<Storage, float>) {
+      return F::load_unaligned(row + lane);
+    } else {
+      alignas(64) float values[LANES];
+      for (int i = 0; i < LANES; ++i) values[i] = load_one(row, lane + i);
+      return F::load_aligned(values);
+    }
+  }
+
+  // Fixed moments and features of a tile (SPEC steps 1 and 2). Without `next`, nothing is stored.
+  static void features(const Config& config, const Corrections& corrections, const Storage* tile,
+                       Storage* next, const float* grad, const std::uint32_t* words,
+                       float* features_FT) {
+    const int decays = config.decays;
+    for (int k = 0; k < decays; ++k) {
+      const F keep(static_cast<float>(config.decay[k]));
+      const F take(1.0f - static_cast<float>(config.decay[k]));
+      const F inverse(corrections.inverse[k]);
+      for (int lane = 0; lane < TILE; lane += LANES) {
+        const F g = F::load_unaligned(grad + lane);
+        const F avg = xsimd::fma(keep, load(tile + k * TILE, lane), take * g);
+        const F sq = xsimd::fma(keep, load(tile + (decays + k) * TILE, lane), take * (g * g));
+        if (next != nullptr) {
+          store(avg, next + k * TILE, k, lane, words);
+          store(sq, next + (decays + k) * TILE, decays + k, lane, words);
+        }
+        const F scale = F(1.0f) / (xsimd::sqrt(sq * inverse) + F(1e-8f));
+        (g * scale).store_aligned(features_FT + 2 * k * TILE + lane);
+        (avg * inverse * scale).store_aligned(features_FT + (2 * k + 1) * TILE + lane);
+      }
+    }
+  }
+
+  // x_NH = elu(features W^T + b) of a tile.
+  static void preprocess(const Config& config, const Theta& theta, const float* features_FT,
+                         float* x_HT) {
+    const int width = 2 * config.decays;
+    for (int channel = 0; channel < config.channels; ++channel) {
+      const float* weight = theta.pre_weight + channel * width;
+      for (int lane = 0; lane < TILE; lane += LANES) {
+        F x(theta.pre_bias[channel]);
+        for (int f = 0; f < width; ++f) {
+          x = xsimd::fma(F::load_aligned(features_FT + f * TILE + lane), F(weight[f]), x);
+        }
+        S::elu(x).store_aligned(x_HT + channel * TILE + lane);
+      }
+    }
+  }
+
+  // First pass: sums of x squared, and whether the gradient is finite. Changes nothing.
+  static void features_chunk(const Config& config, const Theta& theta, const Features& job,
+                             const Chunk& chunk, std::int64_t index) {
+    const Corrections corrections(config, chunk.step);
+    alignas(64) float features_FT[2 * MAX_DECAYS * TILE];
+    alignas(64) float x_HT[MAX_CHANNELS * TILE];
+    alignas(64) float sums_HT[MAX_CHANNELS * TILE] = {};
+    F nan(0.0f);  // becomes NaN with the first number that is not finite
+    for (std::int64_t t = 0; t < chunk.tiles; ++t) {
+      const float* grad = job.grad + (chunk.tile + t) * TILE;
+      for (int lane = 0; lane < TILE; lane += LANES) {
+        nan = xsimd::fma(F::load_unaligned(grad + lane), F(0.0f), nan);
+      }
+      features(config, corrections, tile_of(job.state, config, chunk.tile + t), nullptr, grad,
+               nullptr, features_FT);
+      preprocess(config, theta, features_FT, x_HT);
+      const std::int64_t valid = chunk.valid - t * TILE;
+      add_squares<Arch>(x_HT, config.channels, static_cast<int>(valid < TILE ? valid : TILE),
+                        sums_HT);
+    }
+    total_lanes(sums_HT, config.channels, job.sums_H + index * config.channels);
+    job.finite[index] = xsimd::all(nan == F(0.0f));
+  }
+
+  // Sums of squares of `count` rows from `row` on.
+  static void squares_chunk(const Config& config, const void* state, int row, int count,
+                            const Chunk& chunk, double* totals) {
+    alignas(64) float sums[MAX_CHANNELS * TILE] = {};
+    for (std::int64_t t = 0; t < chunk.tiles; ++t) {
+      const std::int64_t valid = chunk.valid - t * TILE;
+      add_squares<Arch>(tile_of(state, config, chunk.tile + t) + row * TILE, count,
+                        static_cast<int>(valid < TILE ? valid : TILE), sums);
+    }
+    total_lanes(sums, count, totals);
+  }
+
+  // Gates of G channels of the state cell, in registers.
+  template <int G>
+  static void state_gates(const float* weights, int inputs, const float* inputs_CT, int lane,
+                          F (&gates)[4][G][VECTORS]) {
+    for (int q = 0; q < 4; ++q) {
+      for (int g = 0; g < G; ++g) {
+        for (int v = 0; v < VECTORS; ++v) gates[q][g][v] = F(weights[q * G + g]);
+      }
+    }
+    weights += 4 * G;  // behind the biases
+    for (int k = 0; k < inputs; ++k, weights += 4 * G) {
+      F input[VECTORS];
+      for (int v = 0; v < VECTORS; ++v) {
+        input[v] = F::load_aligned(inputs_CT + k * TILE + lane + v * LANES);
+      }
+      for (int q = 0; q < 4; ++q) {
+        for (int g = 0; g < G; ++g) {
+          const F weight(weights[q * G + g]);
+          for (int v = 0; v < VECTORS; ++v) {
+            gates[q][g][v] = xsimd::fma(input[v], weight, gates[q][g][v]);
+          }
+        }
+      }
+    }
+  }
+
+  template <int G>
+  static void state_group(const Config& config, const float* weights, const float* inputs_CT,
+                          int channel, const Storage* tile, Storage* next,
+                          const std::uint32_t* words) {
+    for (int lane = 0; lane < TILE; lane += BLOCK) {
+      F gates[4][G][VECTORS];
+      state_gates<G>(weights, 2 * config.channels, inputs_CT, lane, gates);
+      for (int g = 0; g < G; ++g) {
+        const int row_c = config.row_c() + channel + g, row_h = config.row_h() + channel + g;
+        for (int v = 0; v < VECTORS; ++v) {
+          const int at = lane + v * LANES;
+          F c = load(tile + row_c * TILE, at);
+          c = S::sigmoid(gates[2][g][v] + F(1.0f)) * c +
+              S::sigmoid(gates[0][g][v]) * S::tanh(gates[1][g][v]);
+          store(c, next + row_c * TILE, row_c, at, words);
+          store(S::sigmoid(gates[3][g][v]) * S::tanh(c), next + row_h * TILE, row_h, at, nullptr);
+        }
+      }
+    }
+  }
+
+  // Second pass: the fixed moments, h and c of the new state, and the sums of h squared.
+  static void state_chunk(const Config& config, const Theta& theta, const StateCell& job,
+                          const Chunk& chunk, std::int64_t index) {
+    constexpr int G = Blocking<Arch>::STATE_CHANNELS;
+    const Corrections corrections(config, chunk.step);
+    const int channels = config.channels;
+    const float* weights =
+        job.weights + chunk.segment * packed_state_cell_size(config);
+    alignas(64) float features_FT[2 * MAX_DECAYS * TILE];
+    alignas(64) float inputs_CT[2 * MAX_CHANNELS * TILE];
+    alignas(64) float sums_HT[MAX_CHANNELS * TILE] = {};
+    alignas(64) std::uint32_t word_store[TILE];
+    for (std::int64_t t = 0; t < chunk.tiles; ++t) {
+      const Storage* tile = tile_of(job.state, config, chunk.tile + t);
+      Storage* next = tile_of(job.new_state, config, chunk.tile + t);
+      const std::uint32_t* words = nullptr;
+      if constexpr (!std::is_same_v<Storage, float>) {
+        rounding_words(chunk.seed, chunk.step,
+                       static_cast<std::uint64_t>(chunk.coordinate + t * TILE), TILE, word_store);
+        words = word_store;
+      }
+      features(config, corrections, tile, next, job.grad + (chunk.tile + t) * TILE, words,
+               features_FT);
+      preprocess(config, theta, features_FT, inputs_CT);
+      copy_rows(tile + config.row_h() * TILE, channels, inputs_CT + channels * TILE);
+      const float* packed = weights;
+      int channel = 0;
+      for (; channel + G <= channels; channel += G) {
+        state_group<G>(config, packed, inputs_CT, channel, tile, next, words);
+        packed += 4 * G * (2 * channels + 1);
+      }
+      for (; channel < channels; ++channel) {
+        state_group<1>(config, packed, inputs_CT, channel, tile, next, words);
+        packed += 4 * (2 * channels + 1);
+      }
+      const std::int64_t valid = chunk.valid - t * TILE;
+      add_squares<Arch>(next + config.row_h() * TILE, channels,
+                        static_cast<int>(valid < TILE ? valid : TILE), sums_HT);
+    }
+    total_lanes(sums_HT, channels, job.sums_H + index * channels);
+  }
+
+  static void copy_rows(const Storage* rows, int count, float* out) {
+    for (int row = 0; row < count; ++row) {
+      for (int lane = 0; lane < TILE; lane += LANES) {
+        load(rows + row * TILE, lane).store_aligned(out + row * TILE + lane);
+      }
+    }
+  }
+
+  // The Adam cell's two rates and the weight cell's output of G channels, in registers.
+  template <int G>
+  static void adam_outputs(const float* weights, int channels, const float* inputs_CT, int lane,
+                           F (&outputs)[3][G][VECTORS]) {
+    for (int q = 0; q < 3; ++q) {
+      for (int g = 0; g < G; ++g) {
+        for (int v = 0; v < VECTORS; ++v) outputs[q][g][v] = F(weights[q * G + g]);
+      }
+    }
+    weights += 3 * G;
+    multiply<2, G>(weights, channels, inputs_CT, lane, outputs);
+    multiply<3, G>(weights + 2 * G * channels, channels, inputs_CT + channels * TILE, lane, outputs);
+  }
+
+  template <int Q, int G>
+  static void multiply(const float* weights, int inputs, const float* inputs_CT, int lane,
+                       F (&outputs)[3][G][VECTORS]) {
+    for (int k = 0; k < inputs; ++k, weights += Q * G) {
+      F input[VECTORS];
+      for (int v = 0; v < VECTORS; ++v) {
+        input[v] = F::load_aligned(inputs_CT + k * TILE + lane + v * LANES);
+      }
+      for (int q = 0; q < Q; ++q) {
+        for (int g = 0; g < G; ++g) {
+          const F weight(weights[q * G + g]);
+          for (int v = 0; v < VECTORS; ++v) {
+            outputs[q][g][v] = xsimd::fma(input[v], weight, outputs[q][g][v]);
+          }
+        }
+      }
+    }
+  }
+
+  template <int G>
+  static void adam_group(const Config& config, const float* weights, const float* inputs_CT,
+                         const float* grad, int channel, const Storage* tile, Storage* next,
+                         const std::uint32_t* words, float* mean) {
+    const F epsilon(1e-24f), one(1.0f);
+    for (int lane = 0; lane < TILE; lane += BLOCK) {
+      F outputs[3][G][VECTORS];
+      adam_outputs<G>(weights, config.channels, inputs_CT, lane, outputs);
+      for (int v = 0; v < VECTORS; ++v) {
+        const int at = lane + v * LANES;
+        const F gradient = F::load_unaligned(grad + at);
+        F total = F::load_aligned(mean + at);
+        for (int g = 0; g < G; ++g) {
+          F beta, take_m, gamma, take_v;
+          S::sigmoids(outputs[0][g][v], beta, take_m);
+          S::sigmoids(outputs[1][g][v], gamma, take_v);
+          const int row = channel + g;
+          const auto update = [&](int first_row, F keep, F taken) {
+            const int at_row = first_row + row;
+            const F value = xsimd::fma(keep, load(tile + at_row * TILE, at), taken);
+            store(value, next + at_row * TILE, at_row, at, words);
+            return value;
+          };
+          const F m = update(config.row_m(), beta, take_m * gradient);
+          const F v2 = update(config.row_v(), gamma, take_v * (gradient * gradient));
+          const F m_corr = update(config.row_m_corr(), beta, take_m);
+          const F v_corr = update(config.row_v_corr(), gamma, take_v);
+          F a = m / (m_corr + epsilon) / xsimd::sqrt(v2 / (v_corr + epsilon) + epsilon);
+          if (config.bound > 0) a = F(config.bound) * S::tanh(a / F(config.bound));
+          total = xsimd::fma(S::elu(outputs[2][g][v]), a, total);
+        }
+        total.store_aligned(mean + at);
+      }
+    }
+  }
+
+  // Third pass: m, v and their corrections, the update's distribution and a sample of it.
+  static void adam_chunk(const Config& config, const Theta& theta, const AdamCell& job,
+                         const Chunk& chunk, std::int64_t index) {
+    constexpr int G = Blocking<Arch>::ADAM_CHANNELS;
+    const int channels = config.channels;
+    const float* weights = job.weights + chunk.segment * packed_adam_cell_size(config);
+    alignas(64) float inputs_CT[2 * MAX_CHANNELS * TILE];  // m before the step, and h
+    alignas(64) float sums_HT[MAX_CHANNELS * TILE] = {};
+    alignas(64) std::uint32_t word_store[TILE];
+    for (std::int64_t t = 0; t < chunk.tiles; ++t) {
+      const std::int64_t at = (chunk.tile + t) * TILE;
+      const Storage* tile = tile_of(job.state, config, chunk.tile + t);
+      Storage* next = tile_of(job.new_state, config, chunk.tile + t);
+      const std::uint32_t* words = nullptr;
+      if constexpr (!std::is_same_v<Storage, float>) {
+        rounding_words(chunk.seed, chunk.step,
+                       static_cast<std::uint64_t>(chunk.coordinate + t * TILE), TILE, word_store);
+        words = word_store;
+      }
+      copy_rows(tile + config.row_m() * TILE, channels, inputs_CT);
+      copy_rows(next + config.row_h() * TILE, channels, inputs_CT + channels * TILE);
+      alignas(64) float mean[TILE] = {};
+      const float* packed = weights;
+      int channel = 0;
+      for (; channel + G <= channels; channel += G) {
+        adam_group<G>(config, packed, inputs_CT, job.grad + at, channel, tile, next, words, mean);
+        packed += G * (5 * channels + 3);
+      }
+      for (; channel < channels; ++channel) {
+        adam_group<1>(config, packed, inputs_CT, job.grad + at, channel, tile, next, words, mean);
+        packed += 5 * channels + 3;
+      }
+      finish(config, theta, job, chunk, t, inputs_CT + channels * TILE, mean);
+      const std::int64_t valid = chunk.valid - t * TILE;
+      add_squares<Arch>(next + config.row_m() * TILE, channels,
+                        static_cast<int>(valid < TILE ? valid : TILE), sums_HT);
+    }
+    total_lanes(sums_HT, channels, job.sums_H + index * channels);
+  }
+
+  // VarBlock and sample of a tile.
+  static void finish(const Config& config, const Theta& theta, const AdamCell& job,
+                     const Chunk& chunk, std::int64_t t, const float* h_HT, const float* mean) {
+    const std::int64_t at = (chunk.tile + t) * TILE;
+    const bool sample = chunk.sample && config.var_block && job.direction != nullptr;
+    alignas(64) float noise[TILE];
+    if (sample) {
+      standard_normal(chunk.seed, chunk.step,
+                      static_cast<std::uint64_t>(chunk.coordinate + t * TILE), TILE, noise);
+    }
+    for (int lane = 0; lane < TILE; lane += LANES) {
+      F direction = F::load_aligned(mean + lane);
+      direction.store_unaligned(job.mean + at + lane);
+      if (config.var_block) {
+        F log_var(theta.var_bias[0]);
+        for (int k = 0; k < config.channels; ++k) {
+          log_var = xsimd::fma(F::load_aligned(h_HT + k * TILE + lane), F(theta.var_weight[k]),
+                               log_var);
+        }
+        log_var.store_unaligned(job.log_var + at + lane);
+        if (sample) {
+          direction = xsimd::fma(xsimd::exp(log_var * F(0.5f)), F::load_aligned(noise + lane),
+                                 direction);
+        }
+      }
+      if (job.direction != nullptr) direction.store_unaligned(job.direction + at + lane);
+    }
+  }
+
+  // -- weights in the order of use, with the column norms' scales in them ------------------------
+
+  static std::int64_t packed_state_cell_size(const Config& config) {
+    return std::int64_t{4} * config.channels * (2 * config.channels + 1);
+  }
+
+  // Each group's biases, then for each input its weights, gate by gate. `scale_C` is of [x, h].
+  static void pack_state_cell(const Config& config, const Theta& theta, const float* scale_C,
+                              float* packed) {
+    const int channels = config.channels;
+    for (int channel = 0; channel < channels;) {
+      constexpr int G = Blocking<Arch>::STATE_CHANNELS;
+      const int group = channel + G <= channels ? G : 1;
+      for (int q = 0; q < 4; ++q) {
+        for (int g = 0; g < group; ++g) *packed++ = theta.lstm_bias[q * channels + channel + g];
+      }
+      for (int k = 0; k < 2 * channels; ++k) {
+        for (int q = 0; q < 4; ++q) {
+          for (int g = 0; g < group; ++g) {
+            const std::int64_t output = q * channels + channel + g;
+            *packed++ = theta.lstm_weight[output * 2 * channels + k] * scale_C[k];
+          }
+        }
+      }
+      channel += group;
+    }
+  }
+
+  static std::int64_t packed_adam_cell_size(const Config& config) {
+    return std::int64_t{config.channels} * (5 * config.channels + 3);
+  }
+
+  // Each group's biases of β, γ, ρ; for each m the weights of β, γ; for each h those of β, γ, ρ.
+  static void pack_adam_cell(const Config& config, const Theta& theta, const float* scale_C,
+                             float* packed) {
+    const int channels = config.channels;
+    for (int channel = 0; channel < channels;) {
+      constexpr int G = Blocking<Arch>::ADAM_CHANNELS;
+      const int group = channel + G <= channels ? G : 1;
+      for (int q = 0; q < 3; ++q) {
+        for (int g = 0; g < group; ++g) {
+          *packed++ = q < 2 ? theta.adam_bias[q * channels + channel + g]
+                            : theta.post_bias[channel + g];
+        }
+      }
+      for (int k = 0; k < 2 * channels; ++k) {
+        for (int q = 0; q < (k < channels ? 2 : 3); ++q) {
+          for (int g = 0; g < group; ++g) {
+            const std::int64_t output = q * channels + channel + g;
+            *packed++ = q < 2
+                            ? theta.adam_weight[output * 2 * channels + k] * scale_C[k]
+                            : theta.post_weight[(channel + g) * channels + (k - channels)];
+          }
+        }
+      }
+      channel += group;
+    }
+  }
+};
+
+}  // namespace
+}  // namespace hyperadam
