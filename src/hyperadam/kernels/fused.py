@@ -2,73 +2,54 @@
 
 Coordinates meet only in column norms, so a step is three passes over the state with sums between
 them: features; state cell; Adam, weight and var cells with the sample. The sums of squares of h
-and m, which the next step needs before anything else, are gathered on the way by the pass that
-writes them.
+and m, which the next step needs first, are gathered by the passes that write them.
 """
 
 from __future__ import annotations
 
 import abc
-import dataclasses
 from collections.abc import Sequence
-from typing import Generic, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from hyperadam.kernels.tiles import TILE, Part, TileLayout
-from hyperadam.rule import Reduce, VariationalHyperAdamRule
+from hyperadam.kernels.tiled import Lanes, TiledRule, TiledState
+from hyperadam.kernels.tiles import Part
+from hyperadam.rule import Reduce, Rule, VariationalHyperAdamRule
 from hyperadam.rule.normalize import EPSILON
 
-Plan = TypeVar("Plan")
+MAX_CHANNELS = 32
+MAX_DECAYS = 8
+
+Plan = Any
+"""Parts in the form that a kernel takes; each kernel has its own."""
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class TiledUpdate:
-    """What a step gives, over all lanes of all tiles; only the stepped parts' lanes mean something.
-
-    Attributes:
-        direction: what is to be subtracted, times lr, from the parameters.
-        mean: of the update's distribution.
-        log_var: of the update's distribution; None for a deterministic rule.
-        finite: bool of shape (): whether the gradient was finite. If not, the state is as before
-            and the rest means nothing.
-    """
-
-    direction: Tensor
-    mean: Tensor
-    log_var: Tensor | None
-    finite: Tensor
+def why_not(rule: Rule) -> str | None:
+    """Why the fused passes can't serve a rule; None where they can."""
+    if not isinstance(rule, VariationalHyperAdamRule):
+        return f"it serves {VariationalHyperAdamRule.name} only, not {rule.name}"
+    if rule.state_layers != 1:
+        return f"it has one state layer, not {rule.state_layers}"
+    if rule.channels > MAX_CHANNELS:
+        return f"it has at most {MAX_CHANNELS} channels, not {rule.channels}"
+    if len(rule.moment_decays) > MAX_DECAYS:
+        return f"it has at most {MAX_DECAYS} moment decays, not {len(rule.moment_decays)}"
+    return None
 
 
-@dataclasses.dataclass(eq=False)
-class TiledState:
-    """The state of a step's parts, in tiles.
-
-    Attributes:
-        tiles_TRx: of shape (T, R, 32).
-        steps_P: steps taken by each part that there is, int64, on the same device.
-        squares_S2H: sums over each segment of the squares of h and m as they are in the tiles, of
-            the parts ``squares_of``; None where they are to be made.
-    """
-
-    tiles_TRx: Tensor
-    steps_P: Tensor
-    squares_S2H: Tensor | None = None
-    squares_of: tuple[Part, ...] = ()
-
-
-class Passes(abc.ABC, Generic[Plan]):
+class Passes(abc.ABC):
     """The passes of one rule with one theta on one device.
 
     Sums are float64 of shape (S, H). A pass reads ``tiles`` and writes ``new_tiles``, which may be
-    the same tensor; a pass writes nothing where ``finite`` is False.
+    the same tensor; where ``finite`` is False it writes nothing there.
     """
 
     rule: VariationalHyperAdamRule
 
     @abc.abstractmethod
-    def plan(self, parts: Sequence[Part]) -> Plan:
+    def plan(self, parts: tuple[Part, ...]) -> Plan:
         """The parts in the form that the passes take."""
 
     @abc.abstractmethod
@@ -79,7 +60,7 @@ class Passes(abc.ABC, Generic[Plan]):
 
     @abc.abstractmethod
     def squares(self, plan: Plan, tiles: Tensor, field: str) -> Tensor:
-        """Sums of the squares of the field ``h_NLH`` or ``m_NH``."""
+        """Sums of the squares of ``h_NLH`` or ``m_NH``."""
 
     @abc.abstractmethod
     def state_cell(
@@ -89,10 +70,13 @@ class Passes(abc.ABC, Generic[Plan]):
         tiles: Tensor,
         new_tiles: Tensor,
         grad: Tensor,
-        scale_S2H: Tensor,
+        scale_SC: Tensor,
         finite: Tensor,
     ) -> Tensor:
-        """New fixed moments, h and c; returns the sums of h squared. ``scale`` is of [x, h]."""
+        """New fixed moments, h and c; returns the sums of the new h squared.
+
+        ``scale`` is of the columns [x, h], float32 of shape (S, 2H).
+        """
 
     @abc.abstractmethod
     def adam_cell(
@@ -101,15 +85,14 @@ class Passes(abc.ABC, Generic[Plan]):
         steps_P: Tensor,
         tiles: Tensor,
         new_tiles: Tensor,
-        grad: Tensor,
-        scale_S2H: Tensor,
+        lanes: Lanes,
+        scale_SC: Tensor,
         finite: Tensor,
-        mean: Tensor,
-        log_var: Tensor | None,
-        direction: Tensor | None,
     ) -> Tensor:
-        """New m, v and corrections, and the update; returns the sums of m squared. ``scale`` is
-        of [m, h], the m before the step and the h after it. ``direction`` may be ``grad``."""
+        """New m, v and corrections, and the update; returns the sums of the new m squared.
+
+        ``scale`` is of the columns [m, h]: m before the step, h after it.
+        """
 
 
 def column_scales(
@@ -125,8 +108,57 @@ def column_scales(
 
 
 def segment_counts(parts: Sequence[Part], device: torch.device) -> Tensor:
-    """Coordinates of each segment, float64."""
-    counts = [0] * (1 + max((part.segment for part in parts), default=0))
+    """Coordinates of each segment, float64 of shape (S,)."""
+    counts = [0] * (1 + max(part.segment for part in parts))
     for part in parts:
         counts[part.segment] += part.count
     return torch.tensor(counts, dtype=torch.float64, device=device)
+
+
+class FusedTiledRule(TiledRule):
+    """Variational HyperAdam by fused passes.
+
+    Args:
+        passes: of the kernel.
+    """
+
+    def __init__(self, passes: Passes) -> None:
+        self.passes = passes
+        self._parts: tuple[Part, ...] = ()
+
+    def _prepare(self, parts: tuple[Part, ...], device: torch.device) -> None:
+        """Plan for the parts, kept while they stay the same."""
+        if parts != self._parts:
+            self._plan = self.passes.plan(parts)
+            self._counts_S = segment_counts(parts, device)
+            self._parts = parts
+
+    def step(
+        self,
+        state: TiledState,
+        parts: Sequence[Part],
+        steps_P: Tensor,
+        lanes: Lanes,
+        reduce: Reduce | None = None,
+    ) -> Tensor:
+        passes, tiles = self.passes, state.tiles_TRx
+        self._prepare(tuple(parts), tiles.device)
+        plan, counts_S = self._plan, self._counts_S
+        x_SH, finite = passes.features(plan, steps_P, tiles, lanes.grad)
+        if finite.device.type == "cpu" and not bool(finite):
+            return finite
+        if state.squares is None or state.squares_of != self._parts:
+            state.squares = tuple(passes.squares(plan, tiles, name) for name in ("h_NLH", "m_NH"))
+            state.squares_of = self._parts
+        old_h_SH, old_m_SH = state.squares
+        scale = column_scales(torch.cat([x_SH, old_h_SH], -1), counts_S, passes.rule, reduce)
+        h_SH = passes.state_cell(plan, steps_P, tiles, tiles, lanes.grad, scale, finite)
+        scale = column_scales(torch.cat([old_m_SH, h_SH], -1), counts_S, passes.rule, reduce)
+        m_SH = passes.adam_cell(plan, steps_P, tiles, tiles, lanes, scale, finite)
+        state.squares = (h_SH, m_SH)
+        if finite.device.type != "cpu":  # not known here: the old sums stay where it is False
+            state.squares = (
+                torch.where(finite, h_SH, old_h_SH),
+                torch.where(finite, m_SH, old_m_SH),
+            )
+        return finite

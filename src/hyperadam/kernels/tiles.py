@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from hyperadam.rule import Rule, RuleState
+from hyperadam.rule import Rule, RuleState, round_stochastically
 
 TILE = 32
 
@@ -111,11 +111,25 @@ class TileLayout:
             fields[name] = columns[:count].reshape(count, *self.widths[name])
         return fields
 
-    def pack(self, fields: Mapping[str, Tensor], tiles_TRx: Tensor) -> None:
-        """Write fields of shape (count, *width) into tiles; padding becomes 0."""
+    def pack(
+        self,
+        fields: Mapping[str, Tensor],
+        tiles_TRx: Tensor,
+        rounding_words_N: Tensor | None = None,
+    ) -> None:
+        """Write fields of shape (count, *width) into tiles; padding becomes 0.
+
+        Args:
+            fields: by name.
+            tiles_TRx: the tiles of these coordinates.
+            rounding_words_N: from :func:`~hyperadam.rule.rounding_words`, for tiles of bfloat16:
+                rounds stochastically what accumulates, which is all but h. None: to nearest.
+        """
         for name, rows in self.rows.items():
             width = rows.stop - rows.start
             columns = fields[name].reshape(-1, width)
-            padded = columns.new_zeros(len(tiles_TRx) * TILE, width)
+            if rounding_words_N is not None and name != "h_NLH":
+                columns = round_stochastically(columns, rounding_words_N, rows.start)
+            padded = tiles_TRx.new_zeros(len(tiles_TRx) * TILE, width)
             padded[: len(columns)] = columns
             tiles_TRx[:, rows] = padded.view(-1, TILE, width).transpose(1, 2)

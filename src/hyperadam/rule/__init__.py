@@ -1,7 +1,12 @@
 """The learned update rules: pure functions of theta, state and gradient. Torch only."""
 
 from hyperadam.rule.ancestors import DMoptimizerRule, HyperAdamRule, RNNpropRule
-from hyperadam.rule.noise import MAX_SEED, standard_normal
+from hyperadam.rule.noise import (
+    MAX_SEED,
+    round_stochastically,
+    rounding_words,
+    standard_normal,
+)
 from hyperadam.rule.normalize import ColumnNorm, Reduce, unit_columns
 from hyperadam.rule.rule import (
     Rule,
@@ -31,6 +36,8 @@ __all__ = [
     "UpdateDistribution",
     "VariationalHyperAdamRule",
     "cat_states",
+    "round_stochastically",
+    "rounding_words",
     "standard_normal",
     "unit_columns",
 ]

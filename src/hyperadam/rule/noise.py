@@ -122,3 +122,38 @@ def standard_normal(
     normals = torch.stack([*_box_muller(words[0], words[1]), *_box_muller(words[2], words[3])], -1)
     offset = start - 4 * first_block
     return normals.flatten(-2)[..., offset : offset + count].to(dtype)
+
+
+def rounding_words(
+    seed: int, step: int, start: int, count: int, *, device: torch.device | None = None
+) -> Tensor:
+    """One random 32-bit word a coordinate, for the rounding of its state; int64 of shape (count,).
+
+    The first word of Philox at the counter (coordinate, step), with the step's top bit set, which
+    the counters of :func:`standard_normal` never have.
+    """
+    coordinates = torch.arange(start, start + count, device=device)
+    steps = torch.full_like(coordinates, step & _WORD)
+    high = torch.full_like(coordinates, (step >> 32) | 0x80000000)
+    counter = (coordinates & _WORD, coordinates >> 32, steps, high)
+    return philox(counter, (seed & _WORD, seed >> 32))[0]
+
+
+def round_stochastically(values_NC: Tensor, words_N: Tensor, first_row: int) -> Tensor:
+    """Round float32 to bfloat16, up or down at random so that the mean is kept.
+
+    Sixteen bits hashed from a coordinate's word and the row are added below bfloat16's last bit,
+    and the rest is cut off.
+
+    Args:
+        values_NC: float32, whose column c is row ``first_row + c`` of the state.
+        words_N: from :func:`rounding_words`.
+        first_row: see ``values_NC``.
+    """
+    rows_C = torch.arange(first_row, first_row + values_NC.shape[1], device=values_NC.device)
+    x = words_N.unsqueeze(-1) ^ ((rows_C * 0x9E3779B9) & _WORD)
+    x = ((x ^ (x >> 16)) * 0x85EBCA6B) & _WORD
+    x = ((x ^ (x >> 13)) * 0xC2B2AE35) & _WORD
+    bits = values_NC.contiguous().view(torch.int32).to(torch.int64) & _WORD
+    rounded = ((bits + (x >> 16)) & 0xFFFF0000).to(torch.int32)
+    return rounded.view(torch.float32).to(torch.bfloat16)

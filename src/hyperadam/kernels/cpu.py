@@ -1,0 +1,153 @@
+"""The C++ kernel for CPUs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hyperadam.kernels.fused import Passes
+from hyperadam.kernels.tiled import Lanes
+from hyperadam.kernels.tiles import Part, TileLayout
+from hyperadam.rule import Theta, VariationalHyperAdamRule
+
+try:
+    from hyperadam.kernels import _cpu
+except ImportError as error:  # installed where there was no compiler
+    _cpu = None
+    _IMPORT_ERROR = str(error)
+
+THETA_ORDER = (
+    "pre_linear.weight",
+    "pre_linear.bias",
+    "lstm1.weight",
+    "lstm1.bias",
+    "adamcell.weight",
+    "adamcell.bias",
+    "post_linear.weight",
+    "post_linear.bias",
+    "linear_var1.weight",
+    "linear_var1.bias",
+)
+
+
+def why_not() -> str | None:
+    """Why the kernel is not there; None where it is."""
+    if _cpu is None:
+        return f"it was not built when hyperadam was installed ({_IMPORT_ERROR})"
+    return None
+
+
+def instruction_sets() -> list[str]:
+    """The instruction sets that the kernel has and this processor too, the best first."""
+    return list(_cpu.instruction_sets())
+
+
+class CpuPasses(Passes):
+    """The passes in C++.
+
+    Args:
+        rule: the rule.
+        theta: its meta-parameters, float32 on the CPU.
+        state_dtype: of the tiles.
+        instruction_set: of :func:`instruction_sets`; None takes the best.
+    """
+
+    def __init__(
+        self,
+        rule: VariationalHyperAdamRule,
+        theta: Theta,
+        state_dtype: torch.dtype = torch.float32,
+        instruction_set: str | None = None,
+    ) -> None:
+        self.rule = rule
+        self.program = _cpu.Program(
+            rule.channels,
+            list(rule.moment_decays),
+            rule.candidate_bound or 0.0,
+            state_dtype == torch.bfloat16,
+            [theta[name].detach().contiguous() for name in THETA_ORDER if name in theta],
+            instruction_set or instruction_sets()[0],
+        )
+        self.layout = TileLayout.of(rule)
+
+    def plan(self, parts: Sequence[Part]) -> Any:
+        columns = [(p.first_tile, p.count, p.segment, p.noise_start) for p in parts]
+        self._segments = 1 + max(part.segment for part in parts)
+        return _cpu.Plan(
+            torch.tensor(columns, dtype=torch.int64).reshape(-1, 4),
+            torch.tensor([part.seed for part in parts], dtype=torch.int64),
+            torch.tensor([part.sample for part in parts], dtype=torch.bool),
+        )
+
+    def _sums(self) -> Tensor:
+        return torch.empty(self._segments, self.rule.channels, dtype=torch.float64)
+
+    def features(
+        self, plan: Any, steps_P: Tensor, tiles: Tensor, grad: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        sums = self._sums()
+        finite = self.program.features(
+            plan, steps_P, _bytes(tiles), grad, sums, torch.get_num_threads()
+        )
+        return sums, torch.tensor(finite)
+
+    def squares(self, plan: Any, tiles: Tensor, field: str) -> Tensor:
+        sums = self._sums()
+        self.program.squares(plan, _bytes(tiles), field[0], sums, torch.get_num_threads())
+        return sums
+
+    def state_cell(
+        self,
+        plan: Any,
+        steps_P: Tensor,
+        tiles: Tensor,
+        new_tiles: Tensor,
+        grad: Tensor,
+        scale_SC: Tensor,
+        finite: Tensor,
+    ) -> Tensor:
+        sums = self._sums()
+        self.program.state_cell(
+            plan,
+            steps_P,
+            _bytes(tiles),
+            _bytes(new_tiles),
+            grad,
+            scale_SC,
+            sums,
+            torch.get_num_threads(),
+        )
+        return sums
+
+    def adam_cell(
+        self,
+        plan: Any,
+        steps_P: Tensor,
+        tiles: Tensor,
+        new_tiles: Tensor,
+        lanes: Lanes,
+        scale_SC: Tensor,
+        finite: Tensor,
+    ) -> Tensor:
+        sums = self._sums()
+        self.program.adam_cell(
+            plan,
+            steps_P,
+            _bytes(tiles),
+            _bytes(new_tiles),
+            lanes.grad,
+            scale_SC,
+            sums,
+            lanes.mean,
+            lanes.log_var,
+            lanes.grad,
+            torch.get_num_threads(),
+        )
+        return sums
+
+
+def _bytes(tiles: Tensor) -> Tensor:
+    return tiles.view(torch.uint8)

@@ -1,0 +1,158 @@
+"""A step of a rule over tiles, in place: the one signature of all backends."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from hyperadam.kernels.tiles import Part, TileLayout
+from hyperadam.rule import Reduce, Rule, RuleState, Theta, rounding_words, standard_normal
+
+
+@dataclasses.dataclass(eq=False)
+class TiledState:
+    """A rule's state in tiles.
+
+    Attributes:
+        tiles_TRx: of shape (T, R, 32).
+        squares: sums over each segment of the squares of h and of m, as they are in the tiles of
+            the parts ``squares_of``: a cache, which any other change of the tiles must drop.
+        squares_of: those parts.
+    """
+
+    tiles_TRx: Tensor
+    squares: tuple[Tensor, Tensor] | None = None
+    squares_of: tuple[Part, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Lanes:
+    """What a step reads and writes for each lane of all tiles: vectors of 32 T numbers.
+
+    Attributes:
+        grad: the gradient, 0 in padding. A step leaves here the direction d that, times lr, is to
+            be subtracted from the parameters.
+        mean: gets the mean of the update's distribution.
+        log_var: gets the log of its variance; None for a deterministic rule.
+    """
+
+    grad: Tensor
+    mean: Tensor
+    log_var: Tensor | None
+
+
+class TiledRule(abc.ABC):
+    """A rule with its theta on one device, applied to tiles."""
+
+    @abc.abstractmethod
+    def step(
+        self,
+        state: TiledState,
+        parts: Sequence[Part],
+        steps_P: Tensor,
+        lanes: Lanes,
+        reduce: Reduce | None = None,
+    ) -> Tensor:
+        """One step of ``parts``, in place; other tiles stay as they are.
+
+        Args:
+            state: of all tiles.
+            parts: what takes a step.
+            steps_P: the number of this step for each of them, from 1; int64, on the device.
+            lanes: gradient in, update out.
+            reduce: see :func:`~hyperadam.rule.normalize.unit_columns`.
+
+        Returns:
+            bool of shape (), on the device: whether the gradient was finite. If not, the state is
+            as it was, and what is in ``lanes`` means nothing.
+        """
+
+
+class ReferenceTiledRule(TiledRule):
+    """Any rule, by its own PyTorch code; all parts must be of one segment.
+
+    Args:
+        rule: the rule.
+        theta: its meta-parameters, whose dtype is that of the computation.
+    """
+
+    def __init__(self, rule: Rule, theta: Theta) -> None:
+        self.rule = rule
+        self.theta = theta
+        self.layout = TileLayout.of(rule)
+
+    def step(
+        self,
+        state: TiledState,
+        parts: Sequence[Part],
+        steps_P: Tensor,
+        lanes: Lanes,
+        reduce: Reduce | None = None,
+    ) -> Tensor:
+        grad_N = torch.cat([lanes.grad[part.lanes] for part in parts])
+        finite = torch.isfinite(grad_N).all()
+        if not bool(finite):
+            return finite
+        counts = [part.count for part in parts]
+        update, new = self.rule.step(
+            self.theta, self._join(state, parts, steps_P - 1, grad_N), grad_N, reduce
+        )
+        noise_N = torch.cat(
+            [
+                standard_normal(
+                    part.seed,
+                    step,
+                    part.noise_start,
+                    part.count,
+                    device=grad_N.device,
+                    dtype=grad_N.dtype,
+                )
+                if part.sample
+                else grad_N.new_zeros(part.count)
+                for part, step in zip(parts, steps_P.tolist(), strict=True)
+            ]
+        )
+        results = {"grad": update.sample(noise_N), "mean": update.mean_N}
+        if update.log_var_N is not None:
+            results["log_var"] = update.log_var_N
+        for name, values_N in results.items():
+            for part, values in zip(parts, values_N.split(counts), strict=True):
+                getattr(lanes, name)[part.lanes] = values
+        self._scatter(new, state, parts, steps_P)
+        return finite
+
+    def _join(
+        self, state: TiledState, parts: Sequence[Part], taken_P: Tensor, like_N: Tensor
+    ) -> RuleState:
+        """The parts' state as the rule has it."""
+        pieces = [self.layout.unpack(state.tiles_TRx[part.tiles], part.count) for part in parts]
+        fields = {
+            field.name: torch.cat([piece[field.name] for piece in pieces]).to(like_N.dtype)
+            if field.name in self.layout.rows
+            else like_N.new_empty(len(like_N), 0)
+            for field in dataclasses.fields(RuleState)
+            if field.name != "step"
+        }
+        counts = torch.tensor([part.count for part in parts], device=taken_P.device)
+        same = bool((taken_P == taken_P[0]).all())
+        step = taken_P[0] if same else taken_P.repeat_interleave(counts)
+        return RuleState(step=step, **fields)
+
+    def _scatter(
+        self, new: RuleState, state: TiledState, parts: Sequence[Part], steps_P: Tensor
+    ) -> None:
+        end = 0
+        for part, step in zip(parts, steps_P.tolist(), strict=True):
+            here = slice(end, end := end + part.count)
+            words = None
+            if state.tiles_TRx.dtype == torch.bfloat16:
+                words = rounding_words(
+                    part.seed, step, part.noise_start, part.count, device=steps_P.device
+                )
+            fields = {name: new.tensors()[name][here] for name in self.layout.rows}
+            self.layout.pack(fields, state.tiles_TRx[part.tiles], words)
+        state.squares = None
