@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+import torch
+
 
 class HyperAdamError(Exception):
     """Base of every error that names a mistake in the input, not in the program."""
@@ -24,6 +26,10 @@ class DataError(HyperAdamError, ValueError):
 
 class RunError(HyperAdamError, RuntimeError):
     """A run's folder can't be used: it holds another run, or a damaged one."""
+
+
+class OutOfMemoryError(HyperAdamError, torch.OutOfMemoryError):
+    """An optimizer's state does not fit; the message names the bytes that it needs."""
 
 
 class MissingDependencyError(HyperAdamError, ImportError):

@@ -53,6 +53,13 @@ def assert_equal(xs, ys):
         assert torch.equal(x, y)
 
 
+def state_of(optimizer, param):
+    """A parameter's state by name, as state dicts have it."""
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    (index,) = (i for i, p in enumerate(params) if p is param)
+    return optimizer.state_dict()["state"].get(index, {})
+
+
 def snapshot(optimizer, params):
     """All that a refused call must leave as it was."""
     return copy.deepcopy((optimizer.state_dict(), values(params)))
@@ -79,6 +86,7 @@ def test_the_signature():
         "sample": True,
         "seed": 0,
         "backend": "auto",
+        "state_dtype": "float32",
         "nonfinite": "skip",
         "maximize": False,
     }
@@ -229,9 +237,9 @@ def test_half_precision_has_float32_state(dtype):
     twin[0].grad = params[0].grad.float()
     optimizer.step()
     reference.step()
-    for name, value in optimizer.state[params[0]].items():
+    for name, value in state_of(optimizer, params[0]).items():
         assert value.dtype == (torch.int64 if name == "step" else torch.float32)
-        assert torch.equal(value, reference.state[twin[0]][name])
+        assert torch.equal(value, state_of(reference, twin[0])[name])
     assert torch.equal(params[0], twin[0].to(dtype))
 
 
@@ -239,7 +247,7 @@ def test_double_precision_is_computed_in_double_precision():
     params = make_params(9, dtype=torch.float64)
     optimizer = make(params, sample=False)
     train(optimizer, params, 3)
-    assert optimizer.state[params[0]]["m"].dtype == torch.float64
+    assert state_of(optimizer, params[0])["m"].dtype == torch.float64
     mean = optimizer.update_distribution(params[0]).mean
     assert not torch.equal(mean, mean.float().double())
 
@@ -248,8 +256,8 @@ def test_mixed_precision_runs_in_the_widest():
     params = [*make_params(4, dtype=torch.float64), *make_params(4, dtype=torch.float32)]
     optimizer = make(params)
     train(optimizer, params, 2)
-    assert optimizer.state[params[0]]["m"].dtype == torch.float64
-    assert optimizer.state[params[1]]["m"].dtype == torch.float32
+    assert state_of(optimizer, params[0])["m"].dtype == torch.float64
+    assert state_of(optimizer, params[1])["m"].dtype == torch.float64
 
 
 # -- the contract of torch.optim -----------------------------------------------------------------
@@ -260,13 +268,13 @@ def test_a_parameter_without_gradient_is_left_out():
     params, alone = make_params(4, 3), make_params(4)
     both, one = make(params), make(alone)
     train(both, params, 2)
-    before = copy.deepcopy(both.state[params[1]])
+    before = state_of(both, params[1])
     frozen = values(params)[1]
     set_grads(params, 5)
     params[1].grad = None
     both.step()
     assert torch.equal(params[1], frozen)
-    assert_equal(list(both.state[params[1]].values()), list(before.values()))
+    assert_equal(list(state_of(both, params[1]).values()), list(before.values()))
     assert int(both.state[params[0]]["step"]) == 3
     never = make_params(4, 3)
     optimizer = make(never)
@@ -512,8 +520,8 @@ def test_resume_is_bit_for_bit(carry, dtype):
     train(resumed, resumed_params, 4, start=3)
     assert_equal(values(resumed_params), values(params))
     for ours, theirs in zip(resumed_params, params, strict=True):
-        for name, value in resumed.state[ours].items():
-            assert torch.equal(value, undisturbed.state[theirs][name])
+        for name, value in state_of(resumed, ours).items():
+            assert torch.equal(value, state_of(undisturbed, theirs)[name])
             assert value.dtype in (torch.int64, torch.float32, torch.float64)
 
 
@@ -534,10 +542,10 @@ def test_loading_float32_state_beside_bfloat16_parameters():
     half = [params[0].detach().bfloat16().requires_grad_()]
     loaded = make(half)
     loaded.load_state_dict(optimizer.state_dict())
-    for name, value in loaded.state[half[0]].items():
-        assert torch.equal(value, optimizer.state[params[0]][name])
+    for name, value in state_of(loaded, half[0]).items():
+        assert torch.equal(value, state_of(optimizer, params[0])[name])
     train(loaded, half, 1)
-    assert loaded.state[half[0]]["m"].dtype == torch.float32
+    assert state_of(loaded, half[0])["m"].dtype == torch.float32
 
 
 def test_users_hooks_still_see_the_state_dict():
@@ -722,7 +730,7 @@ def test_numbers_of_numpy_become_plain():
     )  # fmt: skip
     train(optimizer, params, 1)
     assert_equal(
-        [through_a_file(optimizer.state_dict())["state"][0]["m"]], [optimizer.state[params[0]]["m"]]
+        [through_a_file(optimizer.state_dict())["state"][0]["m"]], [state_of(optimizer, params[0])["m"]]
     )
 
 

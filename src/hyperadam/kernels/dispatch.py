@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from hyperadam.errors import ConfigError, unknown_name
-from hyperadam.rule import Reduce, Rule, RuleState, Theta, UpdateDistribution
+from hyperadam.kernels import cpu, fused
+from hyperadam.kernels.tiled import ReferenceTiledRule, TiledRule
+from hyperadam.rule import (
+    Reduce,
+    Rule,
+    RuleState,
+    Theta,
+    UpdateDistribution,
+    VariationalHyperAdamRule,
+)
 
-Backend = Literal["auto", "reference"]
-BACKENDS: tuple[Backend, ...] = ("auto", "reference")
+Backend = Literal["auto", "reference", "cpu"]
+BACKENDS: tuple[Backend, ...] = ("auto", "reference", "cpu")
 
 StepFunction = Callable[
     [Theta, RuleState, Tensor, Reduce | None], tuple[UpdateDistribution, RuleState]
 ]
+
+_told: set[str] = set()
 
 
 def step_function(rule: Rule, backend: str = "auto") -> StepFunction:
@@ -32,3 +45,77 @@ def step_function(rule: Rule, backend: str = "auto") -> StepFunction:
     if backend not in BACKENDS:
         raise ConfigError(unknown_name("backend", backend, BACKENDS))
     return rule.step
+
+
+def why_not(
+    backend: str, rule: Rule, dtype: torch.dtype, device: torch.device
+) -> str | None:
+    """Why a backend can't serve; None where it can.
+
+    Args:
+        backend: a name of :data:`BACKENDS` but ``"auto"``.
+        rule: the update rule.
+        dtype: of the computation.
+        device: of the state.
+    """
+    if backend == "reference":
+        return None
+    if dtype != torch.float32:
+        return f"it computes in float32, not {str(dtype).removeprefix('torch.')}"
+    if device.type != "cpu":
+        return f"it runs on the CPU, not on {device}"
+    return fused.why_not(rule) or cpu.why_not()
+
+
+def choose_backend(backend: str, rule: Rule, dtype: torch.dtype, device: torch.device) -> str:
+    """The backend that a choice means: the choice itself, or for ``"auto"`` the device's kernel,
+    and where that can't serve, with one warning for each reason, the reference.
+
+    Raises:
+        ConfigError: an unknown backend, or one that can't serve.
+    """
+    if backend not in BACKENDS:
+        raise ConfigError(unknown_name("backend", backend, BACKENDS))
+    kernel = "cpu"
+    reason = why_not(kernel if backend == "auto" else backend, rule, dtype, device)
+    if backend != "auto":
+        if reason is not None:
+            raise ConfigError(f"backend {backend!r} can't serve: {reason}")
+        return backend
+    if reason is None:
+        return kernel
+    if reason not in _told:
+        _told.add(reason)
+        warnings.warn(
+            f"hyperadam uses its reference backend, many times slower than the {kernel} kernel: "
+            f"{reason}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return "reference"
+
+
+def tiled_rule(
+    rule: Rule,
+    theta: Theta,
+    *,
+    backend: str = "auto",
+    state_dtype: torch.dtype | None = None,
+) -> TiledRule:
+    """A rule with its theta in the chosen backend, to be applied to tiles.
+
+    Args:
+        rule: the update rule.
+        theta: meta-parameters, in the dtype of the computation and on the device of the state.
+        backend: see :func:`choose_backend`.
+        state_dtype: of the tiles; None: that of theta.
+
+    Raises:
+        ConfigError: an unknown backend, or one that can't serve.
+    """
+    example = next(iter(theta.values()))
+    chosen = choose_backend(backend, rule, example.dtype, example.device)
+    if chosen == "reference":
+        return ReferenceTiledRule(rule, theta)
+    assert isinstance(rule, VariationalHyperAdamRule)
+    return fused.FusedTiledRule(cpu.CpuPasses(rule, theta, state_dtype or example.dtype))

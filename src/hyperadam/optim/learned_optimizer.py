@@ -1,8 +1,8 @@
 """A learned update rule as a ``torch.optim.Optimizer``: groups, state, noise, resume.
 
 The rule sees one problem of N coordinates: the elements of every parameter that has a gradient,
-in the order of groups and parameters, as in the paper. This file gathers them, calls the rule
-once, and scatters the update and the new state.
+in the order of groups and parameters, as in the paper. This file gathers their gradients into the
+arena, steps the rule there, in place, and moves the parameters.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import dataclasses
 import math
 import numbers
 import warnings
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args, overload
 
@@ -20,28 +21,25 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from hyperadam.errors import ConfigError, WeightsError, unknown_name
-from hyperadam.kernels import step_function
-from hyperadam.rule import MAX_SEED, RuleState, Theta, cat_states, standard_normal
+from hyperadam.kernels import BACKENDS, Part, TileLayout, tiled_rule
+from hyperadam.optim.arena import Arena, as_real, keys, named
+from hyperadam.rule import MAX_SEED
 from hyperadam.weights import Weights, load_weights
 
 Nonfinite = Literal["skip", "raise"]
+StateDtype = Literal["float32", "bfloat16"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Part:
-    """One parameter's share of a step.
+class _Active:
+    """A parameter that takes part in a step.
 
     Attributes:
-        param: the parameter, viewed as real.
-        grad_N: the gradient to descend, flat, of the step's dtype, with the L2 penalty's where
-            that is asked for.
-        key: the parameter itself, the key of its state.
+        key: the parameter.
         group: its parameter group.
         start: index of its first coordinate among those of all parameters.
     """
 
-    param: Tensor
-    grad_N: Tensor
     key: Tensor
     group: dict[str, Any]
     start: int
@@ -53,16 +51,6 @@ class _Verbatim:
 
     def __init__(self, saved: dict[str, Tensor]) -> None:
         self.saved = saved
-
-
-def as_real(tensor: Tensor) -> Tensor:
-    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
-
-
-def _state_dtype(param: Tensor) -> torch.dtype:
-    """float64 for double precision, float32 for all else."""
-    double = param.dtype in (torch.float64, torch.complex128)
-    return torch.float64 if double else torch.float32
 
 
 def _is_bad(value: object) -> bool:
@@ -93,6 +81,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         sample: bool = True,
         seed: int = 0,
         backend: str = "auto",
+        state_dtype: StateDtype = "float32",
         nonfinite: Nonfinite = "skip",
         maximize: bool = False,
     ) -> None:
@@ -105,11 +94,16 @@ class LearnedOptimizer(torch.optim.Optimizer):
             )
         if nonfinite not in get_args(Nonfinite):
             raise ConfigError(unknown_name("nonfinite", str(nonfinite), get_args(Nonfinite)))
+        if state_dtype not in get_args(StateDtype):
+            raise ConfigError(unknown_name("state_dtype", str(state_dtype), get_args(StateDtype)))
+        if backend not in BACKENDS:
+            raise ConfigError(unknown_name("backend", str(backend), BACKENDS))
         self.weights = weights
         self.nonfinite = nonfinite
         self.backend = backend
-        self.skipped_steps = 0
-        self._start_caches()
+        self.state_dtype = state_dtype
+        self._skipped = torch.zeros((), dtype=torch.int64)
+        self._arena: Arena | None = None
         defaults = {
             "lr": weights.lr if lr is None else lr,
             "weight_decay": weight_decay,
@@ -120,22 +114,16 @@ class LearnedOptimizer(torch.optim.Optimizer):
             "weights_id": weights.digest(),
         }
         super().__init__(params, defaults)
+        # Memory is taken here, so that what does not fit fails before the first step.
+        trained = [param for param, _, _ in self._numbered_params() if param.requires_grad]
+        devices = {param.device for param in trained}
+        if len(devices) == 1 and torch.device("meta") not in devices:
+            self._allocate(trained)
 
-    def _start_caches(self) -> None:
-        """What is not state: made again from the rest wherever it is missing."""
-        self._rule_step = step_function(self.weights.rule, self.backend)
-        self._theta_cache: dict[tuple[torch.dtype, torch.device], Theta] = {}
-        self._last_update: dict[Tensor, tuple[Tensor, Tensor | None]] = {}
-
-    def _theta(self, dtype: torch.dtype, device: torch.device) -> Theta:
-        """The meta-parameters, converted once for each dtype and device."""
-        key = (dtype, device)
-        if key not in self._theta_cache:
-            self._theta_cache[key] = {
-                name: value.to(device=device, dtype=dtype)
-                for name, value in self.weights.theta.items()
-            }
-        return self._theta_cache[key]
+    @property
+    def skipped_steps(self) -> int:
+        """Steps left out because of a gradient that was not finite; reading it waits for a GPU."""
+        return int(self._skipped)
 
     # -- groups ---------------------------------------------------------------------------------
 
@@ -151,7 +139,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
             if group["lr"] is None:
                 group["lr"] = self.weights.lr
             self._check_hyperparameters(group)
-            misplaced = sorted({"weights", "backend", "nonfinite"} & set(group))
+            misplaced = sorted({"weights", "backend", "nonfinite", "state_dtype"} & set(group))
             if misplaced:
                 raise ConfigError(f"{misplaced[0]} is a setting of the optimizer, not of a group")
             # Plain numbers: NumPy's would not pass torch.load(weights_only=True).
@@ -204,9 +192,9 @@ class LearnedOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        parts = self._gather()
-        if parts and self._all_finite(parts):
-            self._apply(parts)
+        active = self._active()
+        if active:
+            self._apply(active)
         return loss
 
     def _numbered_params(self) -> Iterator[tuple[Tensor, dict[str, Any], int]]:
@@ -217,146 +205,194 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 yield param, group, start
                 start += as_real(param).numel()
 
-    def _gather(self) -> list[_Part]:
-        active = [entry for entry in self._numbered_params() if entry[0].grad is not None]
-        if not active:
-            return []
-        devices = {param.device for param, _, _ in active}
-        if len(devices) > 1:
-            raise RuntimeError(
-                f"{type(self).__name__} needs all parameters on one device, since its column "
-                f"norms run over all of them; got {sorted(map(str, devices))}"
-            )
-        double = any(_state_dtype(param) == torch.float64 for param, _, _ in active)
-        dtype = torch.float64 if double else torch.float32
-        parts = []
-        for param, group, start in active:
-            grad = param.grad
+    def _active(self) -> list[_Active]:
+        active = [
+            _Active(param, group, start)
+            for param, group, start in self._numbered_params()
+            if param.grad is not None
+        ]
+        for each in active:
+            grad = each.key.grad
             assert grad is not None
             if grad.layout != torch.strided:
                 raise RuntimeError(
                     f"{type(self).__name__} does not support sparse gradients; got {grad.layout}"
                 )
-            real = as_real(param)
-            grad_N = as_real(grad).reshape(-1).to(dtype)
-            grad_N = -grad_N if group["maximize"] else grad_N
-            if group["weight_decay"] != 0 and not group["decoupled_weight_decay"]:
-                grad_N = grad_N + group["weight_decay"] * real.reshape(-1).to(dtype)
-            parts.append(_Part(real, grad_N, param, group, start))
-        return parts
+        return active
 
-    def _all_finite(self, parts: list[_Part]) -> bool:
-        finite = torch.stack([torch.isfinite(part.grad_N).all() for part in parts])
-        if bool(finite.all()):
-            return True
-        if self.nonfinite == "raise":
-            first = int((~finite).nonzero()[0])
+    # -- arena ----------------------------------------------------------------------------------
+
+    def _allocate(self, params: list[Tensor]) -> None:
+        """Make an arena for these parameters, with the state that they have."""
+        devices = {param.device for param in params}
+        if len(devices) > 1:
             raise RuntimeError(
-                f"the gradient of a parameter of shape {tuple(parts[first].key.shape)} holds NaN "
-                f"or infinity ({int((~finite).sum())} parameters in all)"
+                f"{type(self).__name__} needs all parameters on one device, since its column "
+                f"norms run over all of them; got {sorted(map(str, devices))}"
             )
-        self.skipped_steps += 1
+        (device,) = devices
+        dtype = self._compute_dtype(params)
+        state_dtype = torch.bfloat16 if self.state_dtype == "bfloat16" else dtype
+        if state_dtype == torch.bfloat16 and dtype != torch.float32:
+            raise ConfigError("state_dtype='bfloat16' does not go with parameters of float64")
+        rule = self.weights.rule
+        theta = {
+            name: value.to(device=device, dtype=dtype)
+            for name, value in self.weights.theta.items()
+        }
+        tiled = tiled_rule(rule, theta, backend=self.backend, state_dtype=state_dtype)
+        arena = Arena(params, rule, dtype, state_dtype)
+        for param, number in arena.index.items():
+            saved = self.state.get(param)
+            if saved:
+                arena.load(number, named(saved, param, arena.layout))
+                self.state[param] = arena.entry(number)
+        self._arena, self._tiled_rule = arena, tiled
+        self._parts_key: tuple[Any, ...] = ()
+        self._stepped: set[Tensor] = set()
+
+    @staticmethod
+    def _compute_dtype(params: Iterable[Tensor]) -> torch.dtype:
+        """float64 where a parameter is of double precision, else float32."""
+        double = (torch.float64, torch.complex128)
+        return torch.float64 if any(p.dtype in double for p in params) else torch.float32
+
+    def _arena_for(self, active: list[_Active]) -> Arena:
+        """The arena, made anew where a parameter is new in it, has moved or changed its dtype."""
+        arena = self._arena
+        if arena is not None and all(each.key in arena.index for each in active):
+            same_device = all(each.key.device == arena.steps_P.device for each in active)
+            dtype = self._compute_dtype(arena.index)
+            if same_device and dtype == arena.lanes.grad.dtype:
+                return arena
+        wanted = {each.key for each in active}
+        self._allocate(
+            [
+                param
+                for param, _, _ in self._numbered_params()
+                if param in wanted or param.requires_grad or self.state.get(param)
+            ]
+        )
+        assert self._arena is not None
+        return self._arena
+
+    def _parts(self, arena: Arena, active: list[_Active]) -> tuple[Part, ...]:
+        """What takes a step, for the kernels; made anew when something about it changes."""
+        key = tuple(
+            (arena.index[each.key], each.start, each.group["seed"], each.group["sample"])
+            for each in active
+        )
+        if key != self._parts_key:
+            self._active_parts = tuple(
+                dataclasses.replace(
+                    arena.parts[number], noise_start=start, seed=seed, sample=sample
+                )
+                for number, start, seed, sample in key
+            )
+            numbers = torch.tensor([number for number, *_ in key], device=arena.steps_P.device)
+            self._active_numbers = numbers
+            self._parts_key = key
+        return self._active_parts
+
+    # -- the parts of a step --------------------------------------------------------------------
+
+    def _apply(self, active: list[_Active]) -> None:
+        arena = self._arena_for(active)
+        new = [each.key for each in active if not self.state.get(each.key)]
+        for param in new:  # before its first step, or dropped by the user
+            arena.reset(arena.index[param])
+        parts = self._parts(arena, active)
+        directions = [arena.view(arena.lanes.grad, arena.index[each.key]) for each in active]
+        self._gather(active, directions)
+        steps_P = arena.steps_P[self._active_numbers] + 1
+        with torch.autocast(steps_P.device.type, enabled=False):  # a user's may be around step()
+            finite = self._tiled_rule.step(arena.state, parts, steps_P, arena.lanes)
+        if self.nonfinite == "raise" and not bool(finite):
+            self._raise_nonfinite(active)
+        if finite.device.type == "cpu":
+            if not bool(finite):
+                self._skip()
+                return
+        else:  # without waiting for the device: a direction of 0 where the gradient is not finite
+            self._skipped = self._skipped.to(finite.device) + ~finite
+            arena.lanes.grad.masked_fill_(~finite, 0)
+        for param in new:
+            self.state[param] = arena.entry(arena.index[param])
+        arena.steps_P.index_add_(0, self._active_numbers, finite.to(torch.int64).expand(len(parts)))
+        for each, direction in zip(active, directions, strict=True):
+            self._move(each, direction, finite)
+        self._stepped.update(each.key for each in active)
+
+    @staticmethod
+    def _gather(active: list[_Active], lanes: list[Tensor]) -> None:
+        """The gradients to descend, with the L2 penalty's where that is asked for."""
+        for each, lane in zip(active, lanes, strict=True):
+            assert each.key.grad is not None
+            lane.copy_(as_real(each.key.grad))
+            if each.group["maximize"]:
+                lane.neg_()
+            decay = each.group["weight_decay"]
+            if decay != 0 and not each.group["decoupled_weight_decay"]:
+                lane.add_(as_real(each.key) * decay)
+
+    @staticmethod
+    def _move(each: _Active, direction: Tensor, finite: Tensor) -> None:
+        """``params = params - lr d``, after decoupled weight decay, in the step's dtype."""
+        lr, decay = each.group["lr"], each.group["weight_decay"]
+        param = as_real(each.key)
+        value = param.to(direction.dtype)
+        if decay != 0 and each.group["decoupled_weight_decay"]:
+            value = value * (1 - lr * decay * finite)
+        if value is param and not isinstance(lr, Tensor):
+            param.sub_(direction, alpha=lr)
+        else:
+            param.copy_(value - lr * direction)
+
+    def _raise_nonfinite(self, active: list[_Active]) -> None:
+        bad = [
+            each.key
+            for each in active
+            if each.key.grad is not None and not bool(torch.isfinite(each.key.grad).all())
+        ]
+        first = f"of shape {tuple(bad[0].shape)} " if bad else ""
+        raise RuntimeError(
+            f"the gradient of a parameter {first}holds NaN or infinity "
+            f"({len(bad)} parameters in all)"
+        )
+
+    def _skip(self) -> None:
+        self._skipped += 1
         if self.skipped_steps == 1:
             warnings.warn(
                 "a gradient holds NaN or infinity: this step is skipped, parameters and state "
                 "stay as they are; later ones are skipped without a word and counted in "
                 "optimizer.skipped_steps",
                 RuntimeWarning,
-                stacklevel=5,
+                stacklevel=6,
             )
-        return False
-
-    def _apply(self, parts: list[_Part]) -> None:
-        sizes = [part.grad_N.numel() for part in parts]
-        dtype, device = parts[0].grad_N.dtype, parts[0].grad_N.device
-        grad_N = torch.cat([part.grad_N for part in parts])
-        state = cat_states([self._flat_state(part, dtype) for part in parts], sizes)
-        with torch.autocast(device.type, enabled=False):  # step() may stand in a user's autocast
-            update, state = self._rule_step(self._theta(dtype, device), state, grad_N, None)
-
-        mean_N, log_var_N = update.mean_N, update.log_var_N
-        direction_N = mean_N
-        if log_var_N is not None and any(part.group["sample"] for part in parts):
-            direction_N = update.sample(self._noise(parts, sizes, dtype, device))
-
-        new = state.tensors()
-        end = 0
-        for part, size in zip(parts, sizes, strict=True):
-            here = slice(end, end := end + size)
-            self._move(part, direction_N[here])
-            saved = self.state[part.key]
-            saved["step"] += 1
-            for name, field in self._state_names().items():
-                saved[name].copy_(new[field][here].view_as(saved[name]))
-            log_var = None if log_var_N is None else log_var_N[here]
-            self._last_update[part.key] = (mean_N[here], log_var)
-
-    @staticmethod
-    def _move(part: _Part, direction_N: Tensor) -> None:
-        """``params = params - lr d``, after decoupled weight decay, in the step's dtype."""
-        lr, decay = part.group["lr"], part.group["weight_decay"]
-        value = part.param.to(direction_N.dtype)
-        if decay != 0 and part.group["decoupled_weight_decay"]:
-            value = value * (1 - lr * decay)
-        part.param.copy_(value - lr * direction_N.view_as(value))
-
-    def _noise(
-        self, parts: list[_Part], sizes: list[int], dtype: torch.dtype, device: torch.device
-    ) -> Tensor:
-        """Noise for every coordinate, 0 where a group does not sample.
-
-        Parameters that follow each other with one seed and step share a call, since a call costs
-        far more than a number.
-        """
-        pieces: list[Tensor] = []
-        run: tuple[int, int] | None = None  # seed and step of the parameters put together
-        start = count = 0
-
-        def flush() -> None:
-            if run is None:
-                pieces.append(torch.zeros(count, dtype=dtype, device=device))
-            else:
-                noise = standard_normal(*run, start, count, dtype=dtype, device=device)
-                pieces.append(noise)
-
-        for part, size in zip(parts, sizes, strict=True):
-            group = part.group
-            step = int(self.state[part.key]["step"]) + 1
-            this = (group["seed"], step) if group["sample"] else None
-            if this != run or part.start != start + count:
-                flush()
-                run, start, count = this, part.start, 0
-            count += size
-        flush()
-        return torch.cat(pieces)
 
     # -- state ----------------------------------------------------------------------------------
 
-    def _state_names(self) -> dict[str, str]:
-        """Keys of a parameter's state, and the rule's names of the same tensors."""
-        return {name.rsplit("_", 1)[0]: name for name in self.weights.rule.state_widths()}
+    def _named_state(self) -> defaultdict[Tensor, Any]:
+        """``self.state`` with each parameter's tensors by name, as state dicts have them."""
+        layout = TileLayout.of(self.weights.rule)
+        return defaultdict(
+            dict,
+            {
+                param: named(entry, param, layout) if entry else entry
+                for param, entry in self.state.items()
+            },
+        )
 
-    def _saved_state(self, part: _Part) -> dict[str, Tensor]:
-        """A parameter's entry in ``self.state``; zeros are made before its first step."""
-        saved: dict[str, Tensor] = self.state[part.key]
-        if not saved:
-            param = part.param
-            saved["step"] = torch.zeros((), dtype=torch.int64, device="cpu")
-            widths = self.weights.rule.state_widths()
-            for name, field in self._state_names().items():
-                shape = (*param.shape, *widths[field])
-                saved[name] = torch.zeros(shape, dtype=_state_dtype(param), device=param.device)
-        return saved
-
-    def _flat_state(self, part: _Part, dtype: torch.dtype) -> RuleState:
-        """A parameter's state as the rule has it."""
-        saved, count = self._saved_state(part), part.param.numel()
-        widths = self.weights.rule.state_widths()
-        unused = torch.empty(count, 0, dtype=dtype, device=part.param.device)
-        tensors = {field.name: unused for field in dataclasses.fields(RuleState)}
-        for name, field in self._state_names().items():
-            tensors[field] = saved[name].reshape(count, *widths[field]).to(dtype)
-        return RuleState(**{**tensors, "step": saved["step"]})
+    def state_dict(self) -> dict[str, Any]:
+        """The state as ``torch.optim`` has it: for each parameter the number of its ``step`` and
+        one tensor of shape (*param.shape, ...) for each field, with memory of their own."""
+        in_arena = self.state
+        self.state = self._named_state()
+        try:
+            return super().state_dict()
+        finally:
+            self.state = in_arena
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up a saved state: the run goes on bit for bit as if it had never stopped.
@@ -383,7 +419,6 @@ class LearnedOptimizer(torch.optim.Optimizer):
             super().load_state_dict(state_dict)
         finally:
             handle.remove()
-        self._last_update.clear()
 
     def _check_state_dict(self, saved: dict[str, Any]) -> None:
         def require(condition: bool, reason: str) -> None:
@@ -429,9 +464,9 @@ class LearnedOptimizer(torch.optim.Optimizer):
         assert isinstance(saved, dict)
         if not saved:
             return
-        widths = self.weights.rule.state_widths()
+        layout = TileLayout.of(self.weights.rule)
         shapes = {
-            name: (*param.shape, *widths[field]) for name, field in self._state_names().items()
+            key: (*param.shape, *layout.widths[field]) for field, key in keys(layout).items()
         }
         shapes["step"] = ()
         require(
@@ -453,8 +488,9 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 require(saved[name].is_floating_point(), f"{name} is {saved[name].dtype}")
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = ("weights", "nonfinite", "backend", "skipped_steps")
-        return super().__getstate__() | {name: getattr(self, name) for name in kept}
+        kept = ("weights", "nonfinite", "backend", "state_dtype", "_skipped")
+        state = super().__getstate__() | {name: getattr(self, name) for name in kept}
+        return state | {"state": self._named_state()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         for param, saved in state["state"].items():
@@ -462,8 +498,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 state["state"][param] = {
                     name: value.detach().clone()
                     if name == "step"
-                    else value.detach().to(param.device, _state_dtype(param), copy=True)
+                    else value.detach().to(param.device, copy=True)
                     for name, value in saved.saved.items()
                 }
         super().__setstate__(state)
-        self._start_caches()
+        self._arena = None  # made from the state at the next step

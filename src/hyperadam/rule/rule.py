@@ -183,6 +183,11 @@ class Rule(abc.ABC):
         """KL of the update from its prior, summed over coordinates; 0 for deterministic rules."""
         return update.mean_N.new_zeros(update.mean_N.shape[:-1])
 
+    @property
+    def has_variance(self) -> bool:
+        """Whether updates have a variance; otherwise the rule is deterministic."""
+        return False
+
     def to_dict(self) -> dict[str, object]:
         """The configuration as plain values, with the rule's name under ``rule``."""
         return {"rule": self.name, **dataclasses.asdict(self)}
@@ -379,6 +384,10 @@ class VariationalHyperAdamRule(AdamCandidatesRule):
     @property
     def num_features(self) -> int:
         return 2 * len(self.moment_decays)
+
+    @property
+    def has_variance(self) -> bool:
+        return self.var_block
 
     def theta_shapes(self) -> Shapes:
         shapes = super().theta_shapes()

@@ -407,6 +407,11 @@ struct Forward {
       }
       if (job.direction != nullptr) direction.store_unaligned(job.direction + at + lane);
     }
+    // The direction may lie where the next gradient will: padding stays 0.
+    for (std::int64_t lane = chunk.valid - t * TILE; job.direction != nullptr && lane < TILE;
+         ++lane) {
+      job.direction[at + lane] = 0.0f;
+    }
   }
 
   // -- weights in the order of use, with the column norms' scales in them ------------------------
