@@ -143,7 +143,7 @@ class CpuPasses(Passes):
             sums,
             lanes.mean,
             lanes.log_var,
-            lanes.grad,
+            lanes.direction,
             torch.get_num_threads(),
         )
         return sums

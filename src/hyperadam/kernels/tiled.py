@@ -34,15 +34,17 @@ class Lanes:
     """What a step reads and writes for each lane of all tiles: vectors of 32 T numbers.
 
     Attributes:
-        grad: the gradient, 0 in padding. A step leaves here the direction d that, times lr, is to
-            be subtracted from the parameters.
+        grad: the gradient, 0 in padding.
         mean: gets the mean of the update's distribution.
         log_var: gets the log of its variance; None for a deterministic rule.
+        direction: gets what, times lr, is to be subtracted from the parameters: a sample or the
+            mean. It may be the memory of ``grad``. None: not wanted.
     """
 
     grad: Tensor
     mean: Tensor
     log_var: Tensor | None
+    direction: Tensor | None
 
 
 class TiledRule(abc.ABC):
@@ -116,12 +118,15 @@ class ReferenceTiledRule(TiledRule):
                 for part, step in zip(parts, steps_P.tolist(), strict=True)
             ]
         )
-        results = {"grad": update.sample(noise_N), "mean": update.mean_N}
-        if update.log_var_N is not None:
-            results["log_var"] = update.log_var_N
-        for name, values_N in results.items():
-            for part, values in zip(parts, values_N.split(counts), strict=True):
-                getattr(lanes, name)[part.lanes] = values
+        results = (
+            (lanes.mean, update.mean_N),
+            (lanes.log_var, update.log_var_N),
+            (lanes.direction, update.sample(noise_N)),
+        )
+        for out, values_N in results:
+            if out is not None and values_N is not None:
+                for part, values in zip(parts, values_N.split(counts), strict=True):
+                    out[part.lanes] = values
         self._scatter(new, state, parts, steps_P)
         return finite
 

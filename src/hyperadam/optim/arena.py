@@ -66,7 +66,8 @@ class Arena:
                 f"on {device}: it needs {state_bytes:,} bytes, and {buffer_bytes:,} for buffers "
                 f"(`hyperadam estimate` tells in advance; state_dtype='bfloat16' halves the state)"
             ) from error
-        self.lanes = Lanes(lanes[0], lanes[1], lanes[2] if rule.has_variance else None)
+        log_var = lanes[2] if rule.has_variance else None
+        self.lanes = Lanes(lanes[0], lanes[1], log_var, direction=lanes[0])
         self.steps_P = torch.zeros(len(params), dtype=torch.int64, device=device)
         self._shapes = [as_real(param).shape for param in params]
 

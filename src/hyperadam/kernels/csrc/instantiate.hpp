@@ -1,6 +1,7 @@
 // The table of one instruction set. Included once by each arch_*.cpp, which is compiled for it.
 #pragma once
 
+#include "backward.hpp"
 #include "forward.hpp"
 #include "kernels.hpp"
 
@@ -16,9 +17,14 @@ constexpr Passes make_passes() {
 template <class Arch>
 constexpr Kernels make_kernels() {
   using Pass = Forward<Arch, float>;
-  return {make_passes<Arch, float>(),   make_passes<Arch, bfloat16>(),
-          Pass::packed_state_cell_size, Pass::packed_adam_cell_size,
-          Pass::pack_state_cell,        Pass::pack_adam_cell};
+  using Back = Backward<Arch>;
+  return {make_passes<Arch, float>(),
+          make_passes<Arch, bfloat16>(),
+          {Back::adam_chunk, Back::state_chunk, Back::features_chunk, Back::gradient_layout},
+          {Pass::packed_state_cell_size, Pass::pack_state_cell},
+          {Pass::packed_adam_cell_size, Pass::pack_adam_cell},
+          {Back::state_transposed_size, Back::pack_state_transposed},
+          {Back::adam_transposed_size, Back::pack_adam_transposed}};
 }
 
 }  // namespace

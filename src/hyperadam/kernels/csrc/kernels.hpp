@@ -15,13 +15,28 @@ struct Passes {
                     std::int64_t index);
 };
 
+struct BackwardPasses {
+  using Pass = void (*)(const Config&, const Theta&, const BackwardJob&, const Chunk&,
+                        std::int64_t index, float* group);
+  Pass adam_cell;
+  Pass state_cell;
+  Pass features;
+  ThetaGradient (*gradient_layout)(const Config&);
+};
+
+struct Packing {
+  std::int64_t (*size)(const Config&);
+  void (*pack)(const Config&, const Theta&, const float* scale_C, float* packed);
+};
+
 struct Kernels {
   Passes float32;
   Passes bfloat16;
-  std::int64_t (*packed_state_cell_size)(const Config&);
-  std::int64_t (*packed_adam_cell_size)(const Config&);
-  void (*pack_state_cell)(const Config&, const Theta&, const float* scale_C, float* packed);
-  void (*pack_adam_cell)(const Config&, const Theta&, const float* scale_C, float* packed);
+  BackwardPasses backward;
+  Packing state_cell;
+  Packing adam_cell;
+  Packing state_transposed;
+  Packing adam_transposed;
 };
 
 extern const Kernels portable_kernels;

@@ -146,7 +146,7 @@ class Program {
         passes().features(config_, theta_, job, chunks[static_cast<std::size_t>(index)], index);
       });
     }
-    add_up(chunks, partial, sums_SH);
+    add_up(chunks, partial, sums_SH, width());
     for (const char each : finite) {
       if (!each) return false;
     }
@@ -169,7 +169,7 @@ class Program {
                          partial.data() + i * width());
       });
     }
-    add_up(chunks, partial, sums_SH);
+    add_up(chunks, partial, sums_SH, width());
   }
 
   void state_cell(const Plan& plan, const Vector<const std::int64_t>& steps_P,
@@ -185,14 +185,14 @@ class Program {
     {
       nb::gil_scoped_release release;
       const std::vector<float> weights =
-          pack(plan, scale_SC, kernels_.packed_state_cell_size, kernels_.pack_state_cell);
+          pack(plan, scale_SC, kernels_.state_cell);
       const StateCell job{state.data(), new_state.data(), grad.data(), weights.data(),
                           partial.data()};
       parallel_for(static_cast<std::int64_t>(chunks.size()), threads, [&](std::int64_t index) {
         passes().state_cell(config_, theta_, job, chunks[static_cast<std::size_t>(index)], index);
       });
     }
-    add_up(chunks, partial, sums_SH);
+    add_up(chunks, partial, sums_SH, width());
   }
 
   void adam_cell(const Plan& plan, const Vector<const std::int64_t>& steps_P,
@@ -214,7 +214,7 @@ class Program {
     {
       nb::gil_scoped_release release;
       const std::vector<float> weights =
-          pack(plan, scale_SC, kernels_.packed_adam_cell_size, kernels_.pack_adam_cell);
+          pack(plan, scale_SC, kernels_.adam_cell);
       const AdamCell job{state.data(),
                          new_state.data(),
                          grad.data(),
@@ -227,10 +227,134 @@ class Program {
         passes().adam_cell(config_, theta_, job, chunks[static_cast<std::size_t>(index)], index);
       });
     }
-    add_up(chunks, partial, sums_SH);
+    add_up(chunks, partial, sums_SH, width());
+  }
+
+  // The gradient of a meta-loss with respect to theta (in its order, flat) and to the state before the
+  // step, from those with respect to the update and the state after it. `scales` are of [x, h] and of
+  // [m, h]; `kappa_S` is 1, or one over the coordinates where norms are means.
+  void backward(const Plan& plan, const Vector<const std::int64_t>& steps_P,
+                const Array<const float>& state, const Array<const float>& new_state,
+                const Vector<const float>& grad, const Matrix<const float>& state_scale_SC,
+                const Matrix<const float>& adam_scale_SC, const Vector<const float>& kappa_S,
+                const Vector<const float>& d_mean,
+                const std::optional<Vector<const float>>& d_log_var,
+                const std::optional<Array<const float>>& d_new_state,
+                const Array<float>& d_state, const Vector<float>& d_theta, int threads) const {
+    require(!config_.bfloat16, "the backward passes take states of float32");
+    const std::size_t numbers =
+        static_cast<std::size_t>(plan.tiles()) * static_cast<std::size_t>(config_.rows()) * TILE;
+    require(state.size() >= numbers && new_state.size() >= numbers && d_state.size() >= numbers &&
+                (!d_new_state || d_new_state->size() >= numbers),
+            "the state has too few tiles");
+    check_vector(plan, grad.shape(0));
+    check_vector(plan, d_mean.shape(0));
+    require(d_log_var.has_value() == config_.var_block, "log_var goes with a VarBlock");
+    if (d_log_var) check_vector(plan, d_log_var->shape(0));
+    check_scale(plan, state_scale_SC);
+    check_scale(plan, adam_scale_SC);
+    require(static_cast<std::int64_t>(kappa_S.shape(0)) >= plan.segments(), "one kappa a segment");
+    std::size_t size = 0;
+    for (const std::vector<float>& tensor : storage_) size += tensor.size();
+    require(d_theta.shape(0) == size, "the gradient of theta has a wrong size");
+
+    nb::gil_scoped_release release;
+    const std::vector<Chunk> chunks = plan.chunks(steps_P);
+    const std::size_t columns = 2 * width();
+    const std::size_t segments = static_cast<std::size_t>(plan.segments());
+    const std::vector<float> state_weights = pack(plan, state_scale_SC, kernels_.state_cell);
+    const std::vector<float> adam_weights = pack(plan, adam_scale_SC, kernels_.adam_cell);
+    const std::vector<float> state_transposed =
+        pack(plan, state_scale_SC, kernels_.state_transposed);
+    const std::vector<float> adam_transposed = pack(plan, adam_scale_SC, kernels_.adam_transposed);
+    const ThetaGradient layout = kernels_.backward.gradient_layout(config_);
+    const std::size_t group_size = static_cast<std::size_t>(layout.size());
+    const std::size_t groups = chunks.size() < MAX_GROUPS ? chunks.size() : MAX_GROUPS;
+    std::vector<float> sums(groups * group_size);
+    std::vector<double> partial(chunks.size() * columns);
+    std::vector<float> d_x(static_cast<std::size_t>(plan.tiles()) * width() * TILE);
+    std::vector<float> adam_correction(segments * columns), state_correction(segments * columns);
+    const BackwardJob job{state.data(),
+                          new_state.data(),
+                          grad.data(),
+                          d_mean.data(),
+                          d_log_var ? d_log_var->data() : nullptr,
+                          d_new_state ? d_new_state->data() : nullptr,
+                          d_state.data(),
+                          d_x.data(),
+                          state_weights.data(),
+                          adam_weights.data(),
+                          state_transposed.data(),
+                          adam_transposed.data(),
+                          adam_correction.data(),
+                          state_correction.data(),
+                          adam_scale_SC.data(),
+                          state_scale_SC.data(),
+                          partial.data(),
+                          sums.data()};
+    // A group's chunks add to one gradient in their order, whichever thread has the group.
+    const auto run = [&](BackwardPasses::Pass pass) {
+      parallel_for(static_cast<std::int64_t>(groups), threads, [&](std::int64_t index) {
+        const std::size_t group = static_cast<std::size_t>(index);
+        const std::size_t begin = group * chunks.size() / groups;
+        const std::size_t end = (group + 1) * chunks.size() / groups;
+        for (std::size_t i = begin; i < end; ++i) {
+          pass(config_, theta_, job, chunks[i], static_cast<std::int64_t>(i),
+               sums.data() + group * group_size);
+        }
+      });
+    };
+    const auto correct = [&](const Matrix<const float>& scale_SC, std::vector<float>& correction) {
+      std::vector<double> totals(segments * columns);
+      for (std::size_t i = 0; i < chunks.size(); ++i) {
+        for (std::size_t c = 0; c < columns; ++c) {
+          totals[static_cast<std::size_t>(chunks[i].segment) * columns + c] +=
+              partial[i * columns + c];
+        }
+      }
+      for (std::size_t s = 0; s < segments; ++s) {
+        for (std::size_t c = 0; c < columns; ++c) {
+          const double scale = static_cast<double>(scale_SC(s, c));
+          correction[s * columns + c] = static_cast<float>(
+              static_cast<double>(kappa_S(s)) * scale * scale * totals[s * columns + c]);
+        }
+      }
+    };
+    run(kernels_.backward.adam_cell);
+    correct(adam_scale_SC, adam_correction);
+    run(kernels_.backward.state_cell);
+    correct(state_scale_SC, state_correction);
+    run(kernels_.backward.features);
+
+    for (std::size_t group = 1; group < groups; ++group) {
+      for (std::size_t i = 0; i < group_size; ++i) sums[i] += sums[group * group_size + i];
+    }
+    float* out = d_theta.data();
+    for (std::size_t i = 0; i < size; ++i) out[i] = 0;
+    if (groups == 0) return;
+    const int channels = config_.channels, features = 2 * config_.decays;
+    float* pre = out;
+    float* lstm = pre + channels * (features + 1);
+    float* adam = lstm + 4 * channels * (2 * channels + 1);
+    float* post = adam + 2 * channels * (2 * channels + 1);
+    float* var = post + channels * (channels + 1);
+    unpad(sums.data() + layout.pre(), channels, features, layout.short_(), pre,
+          pre + channels * features);
+    unpad(sums.data() + layout.lstm(), 4 * channels, 2 * channels, layout.wide(), lstm,
+          lstm + 8 * channels * channels);
+    unpad(sums.data() + layout.adam(), 2 * channels, 2 * channels, layout.wide(), adam,
+          adam + 4 * channels * channels);
+    unpad(sums.data() + layout.post(), channels, channels, layout.narrow(), post,
+          post + channels * channels);
+    if (config_.var_block) {
+      unpad(sums.data() + layout.post() + channels * layout.narrow(), 1, channels, layout.narrow(),
+            var, var + channels);
+    }
   }
 
  private:
+  static constexpr std::size_t MAX_GROUPS = 64;
+
   std::size_t width() const { return static_cast<std::size_t>(config_.channels); }
   const Passes& passes() const { return config_.bfloat16 ? kernels_.bfloat16 : kernels_.float32; }
 
@@ -255,29 +379,36 @@ class Program {
   }
 
   std::vector<float> pack(const Plan& plan, const Matrix<const float>& scale_SC,
-                          std::int64_t (*size)(const Config&),
-                          void (*pack_one)(const Config&, const Theta&, const float*,
-                                           float*)) const {
-    const std::int64_t each = size(config_);
+                          const Packing& packing) const {
+    const std::int64_t each = packing.size(config_);
     std::vector<float> packed(static_cast<std::size_t>(each * plan.segments()));
     for (std::int64_t s = 0; s < plan.segments(); ++s) {
-      pack_one(config_, theta_, scale_SC.data() + s * 2 * config_.channels,
-               packed.data() + s * each);
+      packing.pack(config_, theta_, scale_SC.data() + s * 2 * config_.channels,
+                   packed.data() + s * each);
     }
     return packed;
   }
 
   // Sums over chunks in their order, so that the number of threads does not show.
-  void add_up(const std::vector<Chunk>& chunks, const std::vector<double>& partial,
-              const Matrix<double>& sums_SH) const {
-    require(sums_SH.shape(1) == width(), "sums must be of shape (segments, H)");
-    double* sums = sums_SH.data();
-    for (std::size_t i = 0; i < sums_SH.size(); ++i) sums[i] = 0;
+  static void add_up(const std::vector<Chunk>& chunks, const std::vector<double>& partial,
+                     const Matrix<double>& sums_SC, std::size_t columns) {
+    require(sums_SC.shape(1) == columns, "sums have a wrong number of columns");
+    double* sums = sums_SC.data();
+    for (std::size_t i = 0; i < sums_SC.size(); ++i) sums[i] = 0;
     for (std::size_t i = 0; i < chunks.size(); ++i) {
-      require(static_cast<std::size_t>(chunks[i].segment) < sums_SH.shape(0),
-              "sums must be of shape (segments, H)");
-      double* sum = sums + static_cast<std::size_t>(chunks[i].segment) * width();
-      for (std::size_t c = 0; c < width(); ++c) sum[c] += partial[i * width() + c];
+      require(static_cast<std::size_t>(chunks[i].segment) < sums_SC.shape(0),
+              "sums have too few segments");
+      double* sum = sums + static_cast<std::size_t>(chunks[i].segment) * columns;
+      for (std::size_t c = 0; c < columns; ++c) sum[c] += partial[i * columns + c];
+    }
+  }
+
+  // Copies a padded matrix of weights, and its last column, the biases.
+  static void unpad(const float* sum_JK, int outputs, int inputs, int stride, float* weight,
+                    float* bias) {
+    for (int j = 0; j < outputs; ++j) {
+      for (int k = 0; k < inputs; ++k) weight[j * inputs + k] = sum_JK[j * stride + k];
+      bias[j] = sum_JK[j * stride + inputs];
     }
   }
 
@@ -291,6 +422,7 @@ class Program {
 }  // namespace hyperadam
 
 NB_MODULE(_cpu, module) {
+  nb::set_leak_warnings(false);  // objects alive at exit are freed with the process
   using namespace hyperadam;
   module.attr("TILE") = TILE;
   module.attr("MAX_CHANNELS") = MAX_CHANNELS;
@@ -304,6 +436,11 @@ NB_MODULE(_cpu, module) {
       .def("features", &Program::features)
       .def("squares", &Program::squares)
       .def("state_cell", &Program::state_cell)
+      .def("backward", &Program::backward, nb::arg("plan"), nb::arg("steps"), nb::arg("state"),
+           nb::arg("new_state"), nb::arg("grad"), nb::arg("state_scale"), nb::arg("adam_scale"),
+           nb::arg("kappa"), nb::arg("d_mean"), nb::arg("d_log_var").none(),
+           nb::arg("d_new_state").none(), nb::arg("d_state"), nb::arg("d_theta"),
+           nb::arg("threads"))
       .def("adam_cell", &Program::adam_cell, nb::arg("plan"), nb::arg("steps"), nb::arg("state"),
            nb::arg("new_state"), nb::arg("grad"), nb::arg("scale"), nb::arg("sums"),
            nb::arg("mean"), nb::arg("log_var").none(), nb::arg("direction").none(),

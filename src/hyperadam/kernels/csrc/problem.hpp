@@ -96,4 +96,51 @@ struct AdamCell {
   float* direction;  // null: not wanted
 };
 
+// The backward passes go through a step's cells in reverse, with states of float32. `d_` is the
+// gradient of the meta-loss with respect to what follows. What a pass leaves for the next one lies in
+// d_state, whose rows it will overwrite, and in d_x.
+//
+// unit_columns gives u = y s with s = (sum of y squared [/ N] + eps)^(-1/2), so for G = d_u
+//   d_y = s G - kappa y s^2 Q,  Q = sum over N of (s G) y,  kappa = 1, or 1 / N for the mean;
+// a pass writes the first term and gathers Q, and the next one subtracts the second.
+struct BackwardJob {
+  const float* state;        // before the step
+  const float* new_state;    // after it
+  const float* grad;
+  const float* d_mean;
+  const float* d_log_var;    // null without a VarBlock
+  const float* d_new_state;  // null: zero
+  float* d_state;
+  float* d_x;                    // H rows a tile
+  const float* state_weights;    // of each segment, packed for the forward pass
+  const float* adam_weights;
+  const float* state_transposed;  // of each segment, packed by pack_state_transposed
+  const float* adam_transposed;
+  const float* adam_correction_SC;   // kappa s^2 Q of [m, h], when it is known
+  const float* state_correction_SC;  // of [x, h before the step]
+  const float* adam_scale_SC;
+  const float* state_scale_SC;
+  double* sums_C;    // Q of each chunk
+  float* d_theta;    // of each group of chunks, in the layout of ThetaGradient
+};
+
+// Where the gradients of a group of chunks lie: matrices whose rows are outputs and whose columns are
+// inputs, then the bias; padded to whole vectors.
+struct ThetaGradient {
+  int lanes;
+  int channels;
+  int features;
+  bool var_block;
+
+  static int up(int value, int step) { return (value + step - 1) / step * step; }
+  int wide() const { return up(2 * channels + 1, lanes); }
+  int narrow() const { return up(channels + 1, lanes); }
+  int short_() const { return up(features + 1, lanes); }
+  int lstm() const { return 0; }
+  int adam() const { return lstm() + 4 * channels * wide(); }
+  int post() const { return adam() + up(2 * channels, 4) * wide(); }  // and VarBlock's last row
+  int pre() const { return post() + up(channels + 1, 4) * narrow(); }
+  int size() const { return pre() + up(channels, 4) * short_(); }
+};
+
 }  // namespace hyperadam

@@ -1,0 +1,178 @@
+"""The CPU kernel in meta-training: an unroll that keeps few states and recomputes the rest.
+
+A rule's state depends on theta and the gradients alone, so what backpropagation needs of it can be
+made again. An unroll of T steps keeps about sqrt(T) of its states; going back, it steps forward
+again from the last one kept, and the inside of each step is recomputed in C++, tile by tile.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from hyperadam.kernels.cpu import THETA_ORDER, CpuPasses
+from hyperadam.kernels.fused import column_scales, segment_counts
+from hyperadam.kernels.tiled import Lanes
+from hyperadam.kernels.tiles import Part
+from hyperadam.rule import Theta, VariationalHyperAdamRule
+
+
+class Tape:
+    """What an unroll's backward steps need.
+
+    Args:
+        rule: the rule.
+        theta: its meta-parameters, float32 on the CPU.
+        parts: independent problems, each a segment of its own.
+        taken: steps that they have taken before.
+        length: steps that will follow.
+        instruction_set: see :class:`~hyperadam.kernels.cpu.CpuPasses`.
+    """
+
+    def __init__(
+        self,
+        rule: VariationalHyperAdamRule,
+        theta: Theta,
+        parts: Sequence[Part],
+        taken: int,
+        length: int,
+        instruction_set: str | None = None,
+    ) -> None:
+        self.passes = CpuPasses(rule, theta, instruction_set=instruction_set)
+        self.sizes = [theta[name].numel() for name in THETA_ORDER if name in theta]
+        self.plan = self.passes.plan(parts)
+        self.num_parts = len(parts)
+        self.counts_S = segment_counts(parts, torch.device("cpu"))
+        self.kappa_S = torch.ones_like(self.counts_S, dtype=torch.float32)
+        if rule.column_norm == "rms":
+            self.kappa_S = (1 / self.counts_S.clamp_min(1)).float()
+        self.taken = taken
+        self.every = max(1, math.isqrt(length))
+        self.squares: tuple[Tensor, Tensor] | None = None
+        self.grads: list[Tensor] = []
+        self.scales: list[tuple[Tensor, Tensor]] = []
+        self.kept: dict[int, Tensor] = {}
+        """States before steps; the last state of all too."""
+
+    def _steps_P(self, index: int) -> Tensor:
+        return torch.full((self.num_parts,), self.taken + index + 1)
+
+    def _lanes(self, grad: Tensor) -> Lanes:
+        log_var = torch.empty_like(grad) if self.passes.rule.has_variance else None
+        return Lanes(grad, torch.empty_like(grad), log_var, direction=None)
+
+    def forward(self, tiles: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """One more step: the state after it, mean and log-variance over all lanes."""
+        passes, plan, index = self.passes, self.plan, len(self.grads)
+        steps_P, finite = self._steps_P(index), torch.tensor(True)
+        x_SH, _ = passes.features(plan, steps_P, tiles, grad)
+        if self.squares is None:
+            self.squares = (
+                passes.squares(plan, tiles, "h_NLH"),
+                passes.squares(plan, tiles, "m_NH"),
+            )
+        old_h_SH, old_m_SH = self.squares
+        new_tiles, lanes = torch.empty_like(tiles), self._lanes(grad)
+        state_scale = self._scale(x_SH, old_h_SH)
+        h_SH = passes.state_cell(plan, steps_P, tiles, new_tiles, grad, state_scale, finite)
+        adam_scale = self._scale(old_m_SH, h_SH)
+        m_SH = passes.adam_cell(plan, steps_P, tiles, new_tiles, lanes, adam_scale, finite)
+        self.squares = (h_SH, m_SH)
+        self.grads.append(grad)
+        self.scales.append((state_scale, adam_scale))
+        # Detached: a tensor with a graph would hold the tape that holds the tensor.
+        if index % self.every == 0:
+            self.kept[index] = tiles.detach()
+        self.last = new_tiles.detach()
+        return new_tiles, lanes.mean, lanes.log_var
+
+    def _scale(self, *sums_SH: Tensor) -> Tensor:
+        return column_scales(torch.cat(sums_SH, -1), self.counts_S, self.passes.rule, None)
+
+    def _again(self, index: int, tiles: Tensor) -> Tensor:
+        """The state after a step that was taken before."""
+        grad, steps_P, finite = self.grads[index], self._steps_P(index), torch.tensor(True)
+        state_scale, adam_scale = self.scales[index]
+        new_tiles = torch.empty_like(tiles)
+        self.passes.state_cell(
+            self.plan, steps_P, tiles, new_tiles, grad, state_scale, finite
+        )
+        self.passes.adam_cell(
+            self.plan, steps_P, tiles, new_tiles, self._lanes(grad), adam_scale, finite
+        )
+        return new_tiles
+
+    def _state(self, index: int) -> Tensor:
+        """The state before a step, made from the last one kept where it is not there."""
+        if index == len(self.grads):
+            return self.last
+        start = index - index % self.every
+        for step in range(start, index):
+            if step + 1 not in self.kept:
+                self.kept[step + 1] = self._again(step, self.kept[step])
+        return self.kept[index]
+
+    def backward(
+        self,
+        index: int,
+        d_new_tiles: Tensor | None,
+        d_mean: Tensor | None,
+        d_log_var: Tensor | None,
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Gradients of a step, which must come in the order from the last to the first."""
+        tiles, new_tiles = self._state(index), self._state(index + 1)
+        grad = self.grads[index]
+        d_tiles = torch.zeros_like(tiles)
+        d_theta = torch.empty(sum(self.sizes))
+        state_scale, adam_scale = self.scales[index]
+        zeros = torch.zeros_like(grad)
+        d_var = zeros if d_log_var is None else d_log_var.contiguous()
+        self.passes.program.backward(
+            self.plan,
+            self._steps_P(index),
+            tiles,
+            new_tiles,
+            grad,
+            state_scale,
+            adam_scale,
+            self.kappa_S,
+            zeros if d_mean is None else d_mean.contiguous(),
+            d_var if self.passes.rule.has_variance else None,
+            None if d_new_tiles is None else d_new_tiles.contiguous(),
+            d_tiles,
+            d_theta,
+            torch.get_num_threads(),
+        )
+        if index + 1 < len(self.grads) and index % self.every == self.every - 1:
+            del self.kept[index + 1]  # the segment behind is done with
+        return d_tiles, list(d_theta.split(self.sizes))
+
+
+class FusedStep(torch.autograd.Function):
+    """A step of a :class:`Tape`, differentiable by theta and the state before it."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, tape: Tape, grad: Tensor, tiles: Tensor, *theta: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        ctx.set_materialize_grads(False)
+        ctx.tape, ctx.index = tape, len(tape.grads)
+        ctx.shapes = [value.shape for value in theta]
+        return tape.forward(tiles, grad)
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any,
+        d_new_tiles: Tensor | None,
+        d_mean: Tensor | None,
+        d_log_var: Tensor | None,
+    ) -> tuple[Tensor | None, ...]:
+        d_tiles, d_theta = ctx.tape.backward(ctx.index, d_new_tiles, d_mean, d_log_var)
+        shaped = [d.view(shape) for d, shape in zip(d_theta, ctx.shapes, strict=True)]
+        return (None, None, d_tiles, *shaped)

@@ -1,0 +1,455 @@
+// The backward passes over one chunk, for one instruction set.
+//
+// Everything inside the step is computed again from the states before and after it, tile by tile.
+#pragma once
+
+#include "forward.hpp"
+
+namespace hyperadam {
+namespace {
+
+template <class Arch>
+struct Backward {
+  using Pass = Forward<Arch, float>;
+  using S = Simd<Arch>;
+  using F = typename S::F;
+  static constexpr int LANES = S::LANES;
+  static constexpr int VECTORS = Pass::VECTORS;
+  static constexpr int BLOCK = Pass::BLOCK;
+  static constexpr int ROWS = 8;  // outputs of a block of rows_product
+
+  static F at(const float* row, int lane) { return F::load_unaligned(row + lane); }
+
+  // out_KT = W in_JT, with weights packed by pack_rows.
+  static void rows_product(const float* packed, int inputs, int outputs, const float* in_JT,
+                           float* out_KT) {
+    for (int first = 0; first < outputs; first += ROWS, packed += inputs * ROWS) {
+      const int rows = outputs - first < ROWS ? outputs - first : ROWS;
+      for (int lane = 0; lane < TILE; lane += BLOCK) {
+        F out[ROWS][VECTORS];
+        for (int r = 0; r < ROWS; ++r) {
+          for (int v = 0; v < VECTORS; ++v) out[r][v] = F(0.0f);
+        }
+        for (int j = 0; j < inputs; ++j) {
+          F in[VECTORS];
+          for (int v = 0; v < VECTORS; ++v) in[v] = at(in_JT + j * TILE, lane + v * LANES);
+          for (int r = 0; r < ROWS; ++r) {
+            const F weight(packed[j * ROWS + r]);
+            for (int v = 0; v < VECTORS; ++v) out[r][v] = xsimd::fma(in[v], weight, out[r][v]);
+          }
+        }
+        for (int r = 0; r < rows; ++r) {
+          for (int v = 0; v < VECTORS; ++v) {
+            out[r][v].store_unaligned(out_KT + (first + r) * TILE + lane + v * LANES);
+          }
+        }
+      }
+    }
+  }
+
+  static std::int64_t packed_rows(int inputs, int outputs) {
+    return std::int64_t{inputs} * ThetaGradient::up(outputs, ROWS);
+  }
+
+  // Packs W (outputs by inputs): for each block of outputs, input by input. `weight(out, in)`.
+  template <class Weight>
+  static float* pack_rows(int inputs, int outputs, const Weight& weight, float* packed) {
+    for (int first = 0; first < outputs; first += ROWS) {
+      for (int j = 0; j < inputs; ++j) {
+        for (int r = 0; r < ROWS; ++r) {
+          *packed++ = first + r < outputs ? weight(first + r, j) : 0.0f;
+        }
+      }
+    }
+    return packed;
+  }
+
+  // [x, h] from the gates.
+  static std::int64_t state_transposed_size(const Config& config) {
+    return packed_rows(4 * config.channels, 2 * config.channels);
+  }
+  static void pack_state_transposed(const Config& config, const Theta& theta, const float* scale_C,
+                                    float* packed) {
+    const int inputs = 2 * config.channels;
+    pack_rows(4 * config.channels, inputs,
+              [&](int k, int j) { return theta.lstm_weight[j * inputs + k] * scale_C[k]; }, packed);
+  }
+
+  // [m, h] from the rates, then h from the candidates' weights.
+  static std::int64_t adam_transposed_size(const Config& config) {
+    return packed_rows(2 * config.channels, 2 * config.channels) +
+           packed_rows(config.channels, config.channels);
+  }
+  static void pack_adam_transposed(const Config& config, const Theta& theta, const float* scale_C,
+                                   float* packed) {
+    const int channels = config.channels, inputs = 2 * channels;
+    packed = pack_rows(
+        inputs, inputs,
+        [&](int k, int j) { return theta.adam_weight[j * inputs + k] * scale_C[k]; }, packed);
+    pack_rows(channels, channels,
+              [&](int k, int j) { return theta.post_weight[j * channels + k]; }, packed);
+  }
+
+  // Rows of a tile as coordinates by columns, with a column of ones behind them for the bias.
+  static void transpose(const float* rows_KT, int count, int stride, float* out_TK) {
+    for (int lane = 0; lane < TILE; ++lane) {
+      float* out = out_TK + lane * stride;
+      for (int k = 0; k < count; ++k) out[k] = rows_KT[k * TILE + lane];
+      out[count] = 1.0f;
+      for (int k = count + 1; k < stride; ++k) out[k] = 0.0f;
+    }
+  }
+
+  template <int V>
+  static void outer_block(const float* d_JT, const float* in_TK, int stride, float* sum) {
+    F total[4][V];
+    for (int j = 0; j < 4; ++j) {
+      for (int v = 0; v < V; ++v) total[j][v] = at(sum + j * stride, v * LANES);
+    }
+    for (int lane = 0; lane < TILE; ++lane) {
+      F in[V];
+      for (int v = 0; v < V; ++v) in[v] = at(in_TK + lane * stride, v * LANES);
+      for (int j = 0; j < 4; ++j) {
+        const F d(d_JT[j * TILE + lane]);
+        for (int v = 0; v < V; ++v) total[j][v] = xsimd::fma(d, in[v], total[j][v]);
+      }
+    }
+    for (int j = 0; j < 4; ++j) {
+      for (int v = 0; v < V; ++v) total[j][v].store_unaligned(sum + j * stride + v * LANES);
+    }
+  }
+
+  // sum_JK += d_JT in_TK; `outputs` is a multiple of 4 and `stride` of the vector's length.
+  static void outer(const float* d_JT, int outputs, const float* in_TK, int stride, float* sum_JK) {
+    for (int j = 0; j < outputs; j += 4) {
+      int k = 0;
+      for (; k + 3 * LANES <= stride; k += 3 * LANES) {
+        outer_block<3>(d_JT + j * TILE, in_TK + k, stride, sum_JK + j * stride + k);
+      }
+      for (; k < stride; k += LANES) {
+        outer_block<1>(d_JT + j * TILE, in_TK + k, stride, sum_JK + j * stride + k);
+      }
+    }
+  }
+
+  // Adds a chunk's sums to its group's, with the scales that were left out of the inputs.
+  static void add_scaled(const float* sum_JK, int outputs, int stride, const float* scale, int count,
+                         float* total_JK) {
+    for (int j = 0; j < outputs; ++j) {
+      for (int k = 0; k < stride; ++k) {
+        const float factor = scale != nullptr && k < count ? scale[k] : 1.0f;
+        total_JK[j * stride + k] += sum_JK[j * stride + k] * factor;
+      }
+    }
+  }
+
+  static ThetaGradient gradient_layout(const Config& config) {
+    return {LANES, config.channels, 2 * config.decays, config.var_block};
+  }
+
+  static constexpr int MAX_WIDE = 2 * MAX_CHANNELS + 1 + LANES;
+  static constexpr int MAX_NARROW = MAX_CHANNELS + 1 + LANES;
+  static constexpr int MAX_SHORT = 2 * MAX_DECAYS + 1 + LANES;
+
+  static F incoming(const float* tile, int row, int lane) {
+    return tile == nullptr ? F(0.0f) : at(tile + row * TILE, lane);
+  }
+
+  // The rates' and the candidates' part of G channels: d of z (beta, gamma, rho) and of the state.
+  template <int G>
+  static void adam_group(const Config& config, const float* weights, const float* inputs_CT,
+                         const float* grad, const float* d_mean, int channel, const float* tile,
+                         const float* next, const float* d_next, float* d_tile, float* d_z_JT) {
+    const F epsilon(1e-24f), one(1.0f);
+    const int channels = config.channels;
+    for (int lane = 0; lane < TILE; lane += BLOCK) {
+      F outputs[3][G][VECTORS];
+      Pass::template adam_outputs<G>(weights, channels, inputs_CT, lane, outputs);
+      for (int v = 0; v < VECTORS; ++v) {
+        const int x = lane + v * LANES;
+        const F g = at(grad, x), d_mean_v = at(d_mean, x);
+        for (int i = 0; i < G; ++i) {
+          F beta, take_m, gamma, take_v;
+          S::sigmoids(outputs[0][i][v], beta, take_m);
+          S::sigmoids(outputs[1][i][v], gamma, take_v);
+          const F z_rho = outputs[2][i][v];
+          const F rho = S::elu(z_rho);
+          const int c = channel + i;
+          const int m = config.row_m() + c, v2 = config.row_v() + c;
+          const int m_corr = config.row_m_corr() + c, v_corr = config.row_v_corr() + c;
+          const F inverse_m = one / (at(next + m_corr * TILE, x) + epsilon);
+          const F inverse_v = one / (at(next + v_corr * TILE, x) + epsilon);
+          const F m_hat = at(next + m * TILE, x) * inverse_m;
+          const F v_hat = at(next + v2 * TILE, x) * inverse_v;
+          const F inverse_root = one / xsimd::sqrt(v_hat + epsilon);
+          F a = m_hat * inverse_root;
+          const F unbounded = a;
+          F d_a = d_mean_v * rho;
+          if (config.bound > 0) {
+            const F t = S::tanh(a / F(config.bound));
+            d_a = d_a * (one - t * t);
+            a = F(config.bound) * t;
+          }
+          const F d_rho = d_mean_v * a;
+          const F d_z_rho = d_rho * xsimd::select(z_rho > F(0.0f), one, rho + one);
+          const F d_m_hat = d_a * inverse_root;
+          const F d_v_hat = F(-0.5f) * (d_a * unbounded) * (inverse_root * inverse_root);
+          const F d_m = incoming(d_next, m, x) + d_m_hat * inverse_m;
+          const F d_v = incoming(d_next, v2, x) + d_v_hat * inverse_v;
+          const F d_m_corr = incoming(d_next, m_corr, x) - d_m_hat * m_hat * inverse_m;
+          const F d_v_corr = incoming(d_next, v_corr, x) - d_v_hat * v_hat * inverse_v;
+          const F d_beta = d_m * (at(tile + m * TILE, x) - g) +
+                           d_m_corr * (at(tile + m_corr * TILE, x) - one);
+          const F d_gamma = d_v * (at(tile + v2 * TILE, x) - g * g) +
+                            d_v_corr * (at(tile + v_corr * TILE, x) - one);
+          (beta * d_m).store_unaligned(d_tile + m * TILE + x);
+          (gamma * d_v).store_unaligned(d_tile + v2 * TILE + x);
+          (beta * d_m_corr).store_unaligned(d_tile + m_corr * TILE + x);
+          (gamma * d_v_corr).store_unaligned(d_tile + v_corr * TILE + x);
+          (d_beta * beta * take_m).store_unaligned(d_z_JT + c * TILE + x);
+          (d_gamma * gamma * take_v).store_unaligned(d_z_JT + (channels + c) * TILE + x);
+          d_z_rho.store_unaligned(d_z_JT + (2 * channels + c) * TILE + x);
+        }
+      }
+    }
+  }
+
+  // First backward pass: Adam cell, weight cell, VarBlock. Leaves d of h in d_state's rows of h.
+  static void adam_chunk(const Config& config, const Theta& theta, const BackwardJob& job,
+                         const Chunk& chunk, std::int64_t index, float* group) {
+    constexpr int G = Blocking<Arch>::ADAM_CHANNELS;
+    const int channels = config.channels, inputs = 2 * channels;
+    const ThetaGradient layout = gradient_layout(config);
+    const float* weights = job.adam_weights + chunk.segment * Pass::packed_adam_cell_size(config);
+    const float* transposed =
+        job.adam_transposed + chunk.segment * adam_transposed_size(config);
+    const float* post_transposed = transposed + packed_rows(inputs, inputs);
+    alignas(64) float inputs_CT[2 * MAX_CHANNELS * TILE];
+    alignas(64) float d_z_JT[(3 * MAX_CHANNELS + 4) * TILE] = {};
+    alignas(64) float d_in_CT[2 * MAX_CHANNELS * TILE];
+    alignas(64) float d_post_HT[MAX_CHANNELS * TILE];
+    alignas(64) float in_TK[TILE * MAX_WIDE];
+    alignas(64) float sums_CT[2 * MAX_CHANNELS * TILE] = {};
+    alignas(64) float rates_sum[2 * MAX_CHANNELS * MAX_WIDE] = {};
+    alignas(64) float post_sum[(MAX_CHANNELS + 4) * MAX_NARROW] = {};
+    for (std::int64_t t = 0; t < chunk.tiles; ++t) {
+      const std::int64_t first = (chunk.tile + t) * TILE;
+      const float* tile = Pass::tile_of(job.state, config, chunk.tile + t);
+      const float* next = Pass::tile_of(job.new_state, config, chunk.tile + t);
+      const float* d_next = job.d_new_state == nullptr
+                                ? nullptr
+                                : Pass::tile_of(job.d_new_state, config, chunk.tile + t);
+      float* d_tile = Pass::tile_of(static_cast<void*>(job.d_state), config, chunk.tile + t);
+      Pass::copy_rows(tile + config.row_m() * TILE, channels, inputs_CT);
+      Pass::copy_rows(next + config.row_h() * TILE, channels, inputs_CT + channels * TILE);
+      const float* packed = weights;
+      int channel = 0;
+      for (; channel + G <= channels; channel += G) {
+        adam_group<G>(config, packed, inputs_CT, job.grad + first, job.d_mean + first, channel, tile,
+                      next, d_next, d_tile, d_z_JT);
+        packed += G * (5 * channels + 3);
+      }
+      for (; channel < channels; ++channel) {
+        adam_group<1>(config, packed, inputs_CT, job.grad + first, job.d_mean + first, channel, tile,
+                      next, d_next, d_tile, d_z_JT);
+        packed += 5 * channels + 3;
+      }
+      if (config.var_block) {
+        Pass::copy_rows(job.d_log_var + first, 1, d_z_JT + 3 * channels * TILE);
+      }
+      rows_product(transposed, inputs, inputs, d_z_JT, d_in_CT);
+      rows_product(post_transposed, channels, channels, d_z_JT + inputs * TILE, d_post_HT);
+      for (int k = 0; k < inputs; ++k) {
+        for (int lane = 0; lane < TILE; lane += LANES) {
+          const F d_in = at(d_in_CT + k * TILE, lane);
+          float* sum = sums_CT + k * TILE + lane;
+          xsimd::fma(d_in, at(inputs_CT + k * TILE, lane), F::load_aligned(sum)).store_aligned(sum);
+          if (k < channels) {
+            float* d_m = d_tile + (config.row_m() + k) * TILE + lane;
+            (F::load_unaligned(d_m) + d_in).store_unaligned(d_m);
+          } else {
+            const int c = k - channels;
+            F d_h = incoming(d_next, config.row_h() + c, lane) + d_in +
+                    at(d_post_HT + c * TILE, lane);
+            if (config.var_block) {
+              d_h = xsimd::fma(at(d_z_JT + 3 * channels * TILE, lane), F(theta.var_weight[c]), d_h);
+            }
+            d_h.store_unaligned(d_tile + (config.row_h() + c) * TILE + lane);
+          }
+        }
+      }
+      transpose(inputs_CT, inputs, layout.wide(), in_TK);
+      outer(d_z_JT, ThetaGradient::up(inputs, 4), in_TK, layout.wide(), rates_sum);
+      transpose(inputs_CT + channels * TILE, channels, layout.narrow(), in_TK);
+      outer(d_z_JT + inputs * TILE, ThetaGradient::up(channels + 1, 4), in_TK, layout.narrow(),
+            post_sum);
+    }
+    total_lanes(sums_CT, inputs, job.sums_C + index * inputs);
+    const float* scale = job.adam_scale_SC + chunk.segment * inputs;
+    add_scaled(rates_sum, inputs, layout.wide(), scale, inputs, group + layout.adam());
+    add_scaled(post_sum, channels + 1, layout.narrow(), nullptr, 0, group + layout.post());
+  }
+
+  // 1 in the lanes of coordinates, 0 in padding.
+  static void make_mask(std::int64_t valid, float* mask_T) {
+    for (int lane = 0; lane < TILE; ++lane) mask_T[lane] = lane < valid ? 1.0f : 0.0f;
+  }
+
+  template <int G>
+  static void state_group(const Config& config, const float* weights, const float* inputs_CT,
+                          int channel, const float* tile, const float* next, const float* d_next,
+                          const float* d_h_HT, float* d_tile, float* d_z_JT) {
+    const F one(1.0f);
+    const int channels = config.channels;
+    for (int lane = 0; lane < TILE; lane += BLOCK) {
+      F gates[4][G][VECTORS];
+      Pass::template state_gates<G>(weights, 2 * channels, inputs_CT, lane, gates);
+      for (int g = 0; g < G; ++g) {
+        const int c = channel + g, row = config.row_c() + c;
+        for (int v = 0; v < VECTORS; ++v) {
+          const int x = lane + v * LANES;
+          F in, out_in, forget, out_forget, open, out_open;
+          S::sigmoids(gates[0][g][v], in, out_in);
+          S::sigmoids(gates[2][g][v] + one, forget, out_forget);
+          S::sigmoids(gates[3][g][v], open, out_open);
+          const F candidate = S::tanh(gates[1][g][v]);
+          const F squashed = S::tanh(at(next + row * TILE, x));
+          const F d_h = at(d_h_HT + c * TILE, x);
+          const F d_c =
+              incoming(d_next, row, x) + d_h * open * (one - squashed * squashed);
+          (d_c * candidate * in * out_in).store_unaligned(d_z_JT + c * TILE + x);
+          (d_c * in * (one - candidate * candidate))
+              .store_unaligned(d_z_JT + (channels + c) * TILE + x);
+          (d_c * at(tile + row * TILE, x) * forget * out_forget)
+              .store_unaligned(d_z_JT + (2 * channels + c) * TILE + x);
+          (d_h * squashed * open * out_open)
+              .store_unaligned(d_z_JT + (3 * channels + c) * TILE + x);
+          (d_c * forget).store_unaligned(d_tile + row * TILE + x);
+        }
+      }
+    }
+  }
+
+  // Second backward pass: state cell. Completes d of m; leaves the first term of d of x and h.
+  static void state_chunk(const Config& config, const Theta& theta, const BackwardJob& job,
+                          const Chunk& chunk, std::int64_t index, float* group) {
+    constexpr int G = Blocking<Arch>::STATE_CHANNELS;
+    const int channels = config.channels, inputs = 2 * channels;
+    const Corrections corrections(config, chunk.step);
+    const ThetaGradient layout = gradient_layout(config);
+    const float* weights = job.state_weights + chunk.segment * Pass::packed_state_cell_size(config);
+    const float* transposed =
+        job.state_transposed + chunk.segment * state_transposed_size(config);
+    const float* correction = job.adam_correction_SC + chunk.segment * inputs;
+    alignas(64) float features_FT[2 * MAX_DECAYS * TILE];
+    alignas(64) float inputs_CT[2 * MAX_CHANNELS * TILE];
+    alignas(64) float d_h_HT[MAX_CHANNELS * TILE];
+    alignas(64) float d_z_JT[4 * MAX_CHANNELS * TILE];
+    alignas(64) float d_in_CT[2 * MAX_CHANNELS * TILE];
+    alignas(64) float in_TK[TILE * MAX_WIDE];
+    alignas(64) float sums_CT[2 * MAX_CHANNELS * TILE] = {};
+    alignas(64) float gates_sum[4 * MAX_CHANNELS * MAX_WIDE] = {};
+    alignas(64) float mask_T[TILE];
+    for (std::int64_t t = 0; t < chunk.tiles; ++t) {
+      const std::int64_t first = (chunk.tile + t) * TILE;
+      const float* tile = Pass::tile_of(job.state, config, chunk.tile + t);
+      const float* next = Pass::tile_of(job.new_state, config, chunk.tile + t);
+      const float* d_next = job.d_new_state == nullptr
+                                ? nullptr
+                                : Pass::tile_of(job.d_new_state, config, chunk.tile + t);
+      float* d_tile = Pass::tile_of(static_cast<void*>(job.d_state), config, chunk.tile + t);
+      make_mask(chunk.valid - t * TILE, mask_T);
+      for (int c = 0; c < channels; ++c) {
+        const F of_m(correction[c]), of_h(correction[channels + c]);
+        const int m = (config.row_m() + c) * TILE, h = (config.row_h() + c) * TILE;
+        for (int lane = 0; lane < TILE; lane += LANES) {
+          const F mask = F::load_aligned(mask_T + lane);
+          (at(d_tile + m, lane) - mask * of_m * at(tile + m, lane))
+              .store_unaligned(d_tile + m + lane);
+          (at(d_tile + h, lane) - mask * of_h * at(next + h, lane))
+              .store_unaligned(d_h_HT + c * TILE + lane);
+        }
+      }
+      Pass::features(config, corrections, tile, nullptr, job.grad + first, nullptr, features_FT);
+      Pass::preprocess(config, theta, features_FT, inputs_CT);
+      Pass::copy_rows(tile + config.row_h() * TILE, channels, inputs_CT + channels * TILE);
+      const float* packed = weights;
+      int channel = 0;
+      for (; channel + G <= channels; channel += G) {
+        state_group<G>(config, packed, inputs_CT, channel, tile, next, d_next, d_h_HT, d_tile,
+                       d_z_JT);
+        packed += 4 * G * (inputs + 1);
+      }
+      for (; channel < channels; ++channel) {
+        state_group<1>(config, packed, inputs_CT, channel, tile, next, d_next, d_h_HT, d_tile,
+                       d_z_JT);
+        packed += 4 * (inputs + 1);
+      }
+      rows_product(transposed, 4 * channels, inputs, d_z_JT, d_in_CT);
+      for (int k = 0; k < inputs; ++k) {
+        float* out = k < channels
+                         ? job.d_x + ((chunk.tile + t) * channels + k) * TILE
+                         : d_tile + (config.row_h() + k - channels) * TILE;
+        for (int lane = 0; lane < TILE; lane += LANES) {
+          const F d_in = at(d_in_CT + k * TILE, lane);
+          float* sum = sums_CT + k * TILE + lane;
+          xsimd::fma(d_in, at(inputs_CT + k * TILE, lane), F::load_aligned(sum)).store_aligned(sum);
+          d_in.store_unaligned(out + lane);
+        }
+      }
+      transpose(inputs_CT, inputs, layout.wide(), in_TK);
+      outer(d_z_JT, 4 * channels, in_TK, layout.wide(), gates_sum);
+    }
+    total_lanes(sums_CT, inputs, job.sums_C + index * inputs);
+    add_scaled(gates_sum, 4 * channels, layout.wide(), job.state_scale_SC + chunk.segment * inputs,
+               inputs, group + layout.lstm());
+  }
+
+  // Third backward pass: completes d of h, and the preprocessing layer.
+  static void features_chunk(const Config& config, const Theta& theta, const BackwardJob& job,
+                             const Chunk& chunk, std::int64_t, float* group) {
+    const int channels = config.channels, width = 2 * config.decays;
+    const Corrections corrections(config, chunk.step);
+    const ThetaGradient layout = gradient_layout(config);
+    const float* correction = job.state_correction_SC + chunk.segment * 2 * channels;
+    alignas(64) float features_FT[2 * MAX_DECAYS * TILE];
+    alignas(64) float x_HT[MAX_CHANNELS * TILE];
+    alignas(64) float d_z_HT[(MAX_CHANNELS + 4) * TILE] = {};
+    alignas(64) float in_TK[TILE * MAX_SHORT];
+    alignas(64) float sum[(MAX_CHANNELS + 4) * MAX_SHORT] = {};
+    alignas(64) float mask_T[TILE];
+    for (std::int64_t t = 0; t < chunk.tiles; ++t) {
+      const float* tile = Pass::tile_of(job.state, config, chunk.tile + t);
+      float* d_tile = Pass::tile_of(static_cast<void*>(job.d_state), config, chunk.tile + t);
+      const float* d_x_HT = job.d_x + (chunk.tile + t) * channels * TILE;
+      make_mask(chunk.valid - t * TILE, mask_T);
+      Pass::features(config, corrections, tile, nullptr, job.grad + (chunk.tile + t) * TILE, nullptr,
+                     features_FT);
+      Pass::preprocess(config, theta, features_FT, x_HT);
+      for (int c = 0; c < channels; ++c) {
+        const F of_x(correction[c]), of_h(correction[channels + c]);
+        const int h = (config.row_h() + c) * TILE;
+        for (int lane = 0; lane < TILE; lane += LANES) {
+          const F mask = F::load_aligned(mask_T + lane);
+          (at(d_tile + h, lane) - mask * of_h * at(tile + h, lane))
+              .store_unaligned(d_tile + h + lane);
+          const F x = F::load_aligned(x_HT + c * TILE + lane);
+          const F d_x = at(d_x_HT + c * TILE, lane) - mask * of_x * x;
+          (d_x * xsimd::select(x > F(0.0f), F(1.0f), x + F(1.0f)))
+              .store_aligned(d_z_HT + c * TILE + lane);
+        }
+      }
+      for (int row = 0; row < 2 * config.decays; ++row) {  // no gradient: they depend on g alone
+        for (int lane = 0; lane < TILE; lane += LANES) {
+          F(0.0f).store_unaligned(d_tile + row * TILE + lane);
+        }
+      }
+      transpose(features_FT, width, layout.short_(), in_TK);
+      outer(d_z_HT, ThetaGradient::up(channels, 4), in_TK, layout.short_(), sum);
+    }
+    add_scaled(sum, channels, layout.short_(), nullptr, 0, group + layout.pre());
+  }
+};
+
+}  // namespace
+}  // namespace hyperadam
