@@ -127,7 +127,7 @@ class Tape:
         """Gradients of a step, which must come in the order from the last to the first."""
         tiles, new_tiles = self._state(index), self._state(index + 1)
         grad = self.grads[index]
-        d_tiles = torch.zeros_like(tiles)
+        d_tiles = torch.empty_like(tiles)  # a plan of all parts writes all of it
         d_theta = torch.empty(sum(self.sizes))
         state_scale, adam_scale = self.scales[index]
         zeros = torch.zeros_like(grad)
