@@ -50,8 +50,8 @@ class CpuPasses(Passes):
 
     Args:
         rule: the rule.
-        theta: its meta-parameters, float32 on the CPU.
-        state_dtype: of the tiles.
+        theta: its meta-parameters, on the CPU, of float32 or float64: the dtype of the computation.
+        state_dtype: of the tiles: that of theta, or bfloat16 beside float32; None: that of theta.
         instruction_set: of :func:`instruction_sets`; None takes the best.
     """
 
@@ -59,11 +59,12 @@ class CpuPasses(Passes):
         self,
         rule: VariationalHyperAdamRule,
         theta: Theta,
-        state_dtype: torch.dtype = torch.float32,
+        state_dtype: torch.dtype | None = None,
         instruction_set: str | None = None,
     ) -> None:
         self.rule = rule
-        self.program = _cpu.Program(
+        double = theta[THETA_ORDER[0]].dtype == torch.float64
+        self.program = (_cpu.Program64 if double else _cpu.Program32)(
             rule.channels,
             list(rule.moment_decays),
             rule.candidate_bound or 0.0,

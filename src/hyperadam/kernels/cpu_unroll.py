@@ -27,7 +27,7 @@ class Tape:
 
     Args:
         rule: the rule.
-        theta: its meta-parameters, float32 on the CPU.
+        theta: its meta-parameters, on the CPU, of float32 or float64.
         parts: independent problems, each a segment of its own.
         taken: steps that they have taken before.
         length: steps that will follow.
@@ -44,13 +44,14 @@ class Tape:
         instruction_set: str | None = None,
     ) -> None:
         self.passes = CpuPasses(rule, theta, instruction_set=instruction_set)
+        self.dtype = theta[THETA_ORDER[0]].dtype
         self.sizes = [theta[name].numel() for name in THETA_ORDER if name in theta]
         self.plan = self.passes.plan(parts)
         self.num_parts = len(parts)
         self.counts_S = segment_counts(parts, torch.device("cpu"))
-        self.kappa_S = torch.ones_like(self.counts_S, dtype=torch.float32)
+        self.kappa_S = torch.ones_like(self.counts_S, dtype=self.dtype)
         if rule.column_norm == "rms":
-            self.kappa_S = (1 / self.counts_S.clamp_min(1)).float()
+            self.kappa_S = (1 / self.counts_S.clamp_min(1)).to(self.dtype)
         self.taken = taken
         self.every = max(1, math.isqrt(length))
         self.squares: tuple[Tensor, Tensor] | None = None
@@ -92,7 +93,8 @@ class Tape:
         return new_tiles, lanes.mean, lanes.log_var
 
     def _scale(self, *sums_SH: Tensor) -> Tensor:
-        return column_scales(torch.cat(sums_SH, -1), self.counts_S, self.passes.rule, None)
+        sums_SC = torch.cat(sums_SH, -1)
+        return column_scales(sums_SC, self.counts_S, self.passes.rule, self.dtype, None)
 
     def _again(self, index: int, tiles: Tensor) -> Tensor:
         """The state after a step that was taken before."""
@@ -128,7 +130,7 @@ class Tape:
         tiles, new_tiles = self._state(index), self._state(index + 1)
         grad = self.grads[index]
         d_tiles = torch.empty_like(tiles)  # a plan of all parts writes all of it
-        d_theta = torch.empty(sum(self.sizes))
+        d_theta = torch.empty(sum(self.sizes), dtype=self.dtype)
         state_scale, adam_scale = self.scales[index]
         zeros = torch.zeros_like(grad)
         d_var = zeros if d_log_var is None else d_log_var.contiguous()

@@ -60,8 +60,6 @@ def why_not(
     """
     if backend == "reference":
         return None
-    if dtype != torch.float32:
-        return f"it computes in float32, not {str(dtype).removeprefix('torch.')}"
     if device.type != "cpu":
         return f"it runs on the CPU, not on {device}"
     return fused.why_not(rule) or cpu.why_not()
@@ -118,4 +116,4 @@ def tiled_rule(
     if chosen == "reference":
         return ReferenceTiledRule(rule, theta)
     assert isinstance(rule, VariationalHyperAdamRule)
-    return fused.FusedTiledRule(cpu.CpuPasses(rule, theta, state_dtype or example.dtype))
+    return fused.FusedTiledRule(cpu.CpuPasses(rule, theta, state_dtype))

@@ -75,7 +75,7 @@ class Passes(abc.ABC):
     ) -> Tensor:
         """New fixed moments, h and c; returns the sums of the new h squared.
 
-        ``scale`` is of the columns [x, h], float32 of shape (S, 2H).
+        ``scale`` is of the columns [x, h], of shape (S, 2H), in the dtype of the computation.
         """
 
     @abc.abstractmethod
@@ -96,15 +96,19 @@ class Passes(abc.ABC):
 
 
 def column_scales(
-    sums_SC: Tensor, counts_S: Tensor, rule: VariationalHyperAdamRule, reduce: Reduce | None
+    sums_SC: Tensor,
+    counts_S: Tensor,
+    rule: VariationalHyperAdamRule,
+    dtype: torch.dtype,
+    reduce: Reduce | None,
 ) -> Tensor:
-    """What unit_columns multiplies each column with: float32 of shape (S, C)."""
+    """What unit_columns multiplies each column with: of shape (S, C), in the dtype asked for."""
     if reduce is not None:
         joined = reduce(torch.cat([sums_SC, counts_S.unsqueeze(-1)], dim=-1))
         sums_SC, counts_S = joined[..., :-1], joined[..., -1]
     if rule.column_norm == "rms":
         sums_SC = sums_SC / counts_S.clamp_min(1).unsqueeze(-1)
-    return torch.rsqrt(sums_SC + EPSILON).to(torch.float32)
+    return torch.rsqrt(sums_SC + EPSILON).to(dtype)
 
 
 def segment_counts(parts: Sequence[Part], device: torch.device) -> Tensor:
@@ -141,7 +145,7 @@ class FusedTiledRule(TiledRule):
         lanes: Lanes,
         reduce: Reduce | None = None,
     ) -> Tensor:
-        passes, tiles = self.passes, state.tiles_TRx
+        passes, tiles, dtype = self.passes, state.tiles_TRx, lanes.grad.dtype
         self._prepare(tuple(parts), tiles.device)
         plan, counts_S = self._plan, self._counts_S
         x_SH, finite = passes.features(plan, steps_P, tiles, lanes.grad)
@@ -151,9 +155,9 @@ class FusedTiledRule(TiledRule):
             state.squares = tuple(passes.squares(plan, tiles, name) for name in ("h_NLH", "m_NH"))
             state.squares_of = self._parts
         old_h_SH, old_m_SH = state.squares
-        scale = column_scales(torch.cat([x_SH, old_h_SH], -1), counts_S, passes.rule, reduce)
+        scale = column_scales(torch.cat([x_SH, old_h_SH], -1), counts_S, passes.rule, dtype, reduce)
         h_SH = passes.state_cell(plan, steps_P, tiles, tiles, lanes.grad, scale, finite)
-        scale = column_scales(torch.cat([old_m_SH, h_SH], -1), counts_S, passes.rule, reduce)
+        scale = column_scales(torch.cat([old_m_SH, h_SH], -1), counts_S, passes.rule, dtype, reduce)
         m_SH = passes.adam_cell(plan, steps_P, tiles, tiles, lanes, scale, finite)
         state.squares = (h_SH, m_SH)
         if finite.device.type != "cpu":  # not known here: the old sums stay where it is False

@@ -2,6 +2,6 @@
 
 namespace hyperadam {
 
-extern const Kernels avx2_kernels = make_kernels<xsimd::fma3<xsimd::avx2>>();
+extern const InstructionSet avx2 = make_instruction_set<xsimd::fma3<xsimd::avx2>>();
 
 }  // namespace hyperadam

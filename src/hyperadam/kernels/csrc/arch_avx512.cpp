@@ -2,6 +2,6 @@
 
 namespace hyperadam {
 
-extern const Kernels avx512_kernels = make_kernels<xsimd::avx512bw>();
+extern const InstructionSet avx512 = make_instruction_set<xsimd::avx512bw>();
 
 }  // namespace hyperadam

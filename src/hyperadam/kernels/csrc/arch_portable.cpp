@@ -2,6 +2,6 @@
 
 namespace hyperadam {
 
-extern const Kernels portable_kernels = make_kernels<xsimd::default_arch>();
+extern const InstructionSet portable = make_instruction_set<xsimd::default_arch>();
 
 }  // namespace hyperadam

@@ -8,27 +8,27 @@
 namespace hyperadam {
 namespace {
 
-template <class Arch>
+template <class Arch, class Real>
 struct Backward {
-  using Pass = Forward<Arch, float>;
-  using S = Simd<Arch>;
+  using Pass = Forward<Arch, Real, Real>;
+  using S = Simd<Arch, Real>;
   using F = typename S::F;
   static constexpr int LANES = S::LANES;
   static constexpr int VECTORS = Pass::VECTORS;
   static constexpr int BLOCK = Pass::BLOCK;
   static constexpr int ROWS = 8;  // outputs of a block of rows_product
 
-  static F at(const float* row, int lane) { return F::load_unaligned(row + lane); }
+  static F at(const Real* row, int lane) { return F::load_unaligned(row + lane); }
 
   // out_KT = W in_JT, with weights packed by pack_rows.
-  static void rows_product(const float* packed, int inputs, int outputs, const float* in_JT,
-                           float* out_KT) {
+  static void rows_product(const Real* packed, int inputs, int outputs, const Real* in_JT,
+                           Real* out_KT) {
     for (int first = 0; first < outputs; first += ROWS, packed += inputs * ROWS) {
       const int rows = outputs - first < ROWS ? outputs - first : ROWS;
       for (int lane = 0; lane < TILE; lane += BLOCK) {
         F out[ROWS][VECTORS];
         for (int r = 0; r < ROWS; ++r) {
-          for (int v = 0; v < VECTORS; ++v) out[r][v] = F(0.0f);
+          for (int v = 0; v < VECTORS; ++v) out[r][v] = F(0.0);
         }
         for (int j = 0; j < inputs; ++j) {
           F in[VECTORS];
@@ -53,11 +53,11 @@ struct Backward {
 
   // Packs W (outputs by inputs): for each block of outputs, input by input. `weight(out, in)`.
   template <class Weight>
-  static float* pack_rows(int inputs, int outputs, const Weight& weight, float* packed) {
+  static Real* pack_rows(int inputs, int outputs, const Weight& weight, Real* packed) {
     for (int first = 0; first < outputs; first += ROWS) {
       for (int j = 0; j < inputs; ++j) {
         for (int r = 0; r < ROWS; ++r) {
-          *packed++ = first + r < outputs ? weight(first + r, j) : 0.0f;
+          *packed++ = first + r < outputs ? weight(first + r, j) : 0.0;
         }
       }
     }
@@ -68,8 +68,8 @@ struct Backward {
   static std::int64_t state_transposed_size(const Config& config) {
     return packed_rows(4 * config.channels, 2 * config.channels);
   }
-  static void pack_state_transposed(const Config& config, const Theta& theta, const float* scale_C,
-                                    float* packed) {
+  static void pack_state_transposed(const Config& config, const Theta<Real>& theta, const Real* scale_C,
+                                    Real* packed) {
     const int inputs = 2 * config.channels;
     pack_rows(4 * config.channels, inputs,
               [&](int k, int j) { return theta.lstm_weight[j * inputs + k] * scale_C[k]; }, packed);
@@ -80,8 +80,8 @@ struct Backward {
     return packed_rows(2 * config.channels, 2 * config.channels) +
            packed_rows(config.channels, config.channels);
   }
-  static void pack_adam_transposed(const Config& config, const Theta& theta, const float* scale_C,
-                                   float* packed) {
+  static void pack_adam_transposed(const Config& config, const Theta<Real>& theta, const Real* scale_C,
+                                   Real* packed) {
     const int channels = config.channels, inputs = 2 * channels;
     packed = pack_rows(
         inputs, inputs,
@@ -91,17 +91,17 @@ struct Backward {
   }
 
   // Rows of a tile as coordinates by columns, with a column of ones behind them for the bias.
-  static void transpose(const float* rows_KT, int count, int stride, float* out_TK) {
+  static void transpose(const Real* rows_KT, int count, int stride, Real* out_TK) {
     for (int lane = 0; lane < TILE; ++lane) {
-      float* out = out_TK + lane * stride;
+      Real* out = out_TK + lane * stride;
       for (int k = 0; k < count; ++k) out[k] = rows_KT[k * TILE + lane];
-      out[count] = 1.0f;
-      for (int k = count + 1; k < stride; ++k) out[k] = 0.0f;
+      out[count] = 1.0;
+      for (int k = count + 1; k < stride; ++k) out[k] = 0.0;
     }
   }
 
   template <int V>
-  static void outer_block(const float* d_JT, const float* in_TK, int stride, float* sum) {
+  static void outer_block(const Real* d_JT, const Real* in_TK, int stride, Real* sum) {
     F total[4][V];
     for (int j = 0; j < 4; ++j) {
       for (int v = 0; v < V; ++v) total[j][v] = at(sum + j * stride, v * LANES);
@@ -120,7 +120,7 @@ struct Backward {
   }
 
   // sum_JK += d_JT in_TK; `outputs` is a multiple of 4 and `stride` of the vector's length.
-  static void outer(const float* d_JT, int outputs, const float* in_TK, int stride, float* sum_JK) {
+  static void outer(const Real* d_JT, int outputs, const Real* in_TK, int stride, Real* sum_JK) {
     for (int j = 0; j < outputs; j += 4) {
       int k = 0;
       for (; k + 3 * LANES <= stride; k += 3 * LANES) {
@@ -133,11 +133,11 @@ struct Backward {
   }
 
   // Adds a chunk's sums to its group's, with the scales that were left out of the inputs.
-  static void add_scaled(const float* sum_JK, int outputs, int stride, const float* scale, int count,
-                         float* total_JK) {
+  static void add_scaled(const Real* sum_JK, int outputs, int stride, const Real* scale, int count,
+                         Real* total_JK) {
     for (int j = 0; j < outputs; ++j) {
       for (int k = 0; k < stride; ++k) {
-        const float factor = scale != nullptr && k < count ? scale[k] : 1.0f;
+        const Real factor = scale != nullptr && k < count ? scale[k] : 1.0;
         total_JK[j * stride + k] += sum_JK[j * stride + k] * factor;
       }
     }
@@ -151,16 +151,16 @@ struct Backward {
   static constexpr int MAX_NARROW = MAX_CHANNELS + 1 + LANES;
   static constexpr int MAX_SHORT = 2 * MAX_DECAYS + 1 + LANES;
 
-  static F incoming(const float* tile, int row, int lane) {
-    return tile == nullptr ? F(0.0f) : at(tile + row * TILE, lane);
+  static F incoming(const Real* tile, int row, int lane) {
+    return tile == nullptr ? F(0.0) : at(tile + row * TILE, lane);
   }
 
   // The rates' and the candidates' part of G channels: d of z (beta, gamma, rho) and of the state.
   template <int G>
-  static void adam_group(const Config& config, const float* weights, const float* inputs_CT,
-                         const float* grad, const float* d_mean, int channel, const float* tile,
-                         const float* next, const float* d_next, float* d_tile, float* d_z_JT) {
-    const F epsilon(1e-24f), one(1.0f);
+  static void adam_group(const Config& config, const Real* weights, const Real* inputs_CT,
+                         const Real* grad, const Real* d_mean, int channel, const Real* tile,
+                         const Real* next, const Real* d_next, Real* d_tile, Real* d_z_JT) {
+    const F epsilon(1e-24), one(1.0);
     const int channels = config.channels;
     for (int lane = 0; lane < TILE; lane += BLOCK) {
       F outputs[3][G][VECTORS];
@@ -191,9 +191,9 @@ struct Backward {
             a = F(config.bound) * t;
           }
           const F d_rho = d_mean_v * a;
-          const F d_z_rho = d_rho * xsimd::select(z_rho > F(0.0f), one, rho + one);
+          const F d_z_rho = d_rho * xsimd::select(z_rho > F(0.0), one, rho + one);
           const F d_m_hat = d_a * inverse_root;
-          const F d_v_hat = F(-0.5f) * (d_a * unbounded) * (inverse_root * inverse_root);
+          const F d_v_hat = F(-0.5) * (d_a * unbounded) * (inverse_root * inverse_root);
           const F d_m = incoming(d_next, m, x) + d_m_hat * inverse_m;
           const F d_v = incoming(d_next, v2, x) + d_v_hat * inverse_v;
           const F d_m_corr = incoming(d_next, m_corr, x) - d_m_hat * m_hat * inverse_m;
@@ -215,34 +215,34 @@ struct Backward {
   }
 
   // First backward pass: Adam cell, weight cell, VarBlock. Leaves d of h in d_state's rows of h.
-  static void adam_chunk(const Config& config, const Theta& theta, const BackwardJob& job,
-                         const Chunk& chunk, std::int64_t index, float* group) {
+  static void adam_chunk(const Config& config, const Theta<Real>& theta, const BackwardJob<Real>& job,
+                         const Chunk& chunk, std::int64_t index, Real* group) {
     constexpr int G = Blocking<Arch>::ADAM_CHANNELS;
     const int channels = config.channels, inputs = 2 * channels;
     const ThetaGradient layout = gradient_layout(config);
-    const float* weights = job.adam_weights + chunk.segment * Pass::packed_adam_cell_size(config);
-    const float* transposed =
+    const Real* weights = job.adam_weights + chunk.segment * Pass::packed_adam_cell_size(config);
+    const Real* transposed =
         job.adam_transposed + chunk.segment * adam_transposed_size(config);
-    const float* post_transposed = transposed + packed_rows(inputs, inputs);
-    alignas(64) float inputs_CT[2 * MAX_CHANNELS * TILE];
-    alignas(64) float d_z_JT[(3 * MAX_CHANNELS + 4) * TILE] = {};
-    alignas(64) float d_in_CT[2 * MAX_CHANNELS * TILE];
-    alignas(64) float d_post_HT[MAX_CHANNELS * TILE];
-    alignas(64) float in_TK[TILE * MAX_WIDE];
-    alignas(64) float sums_CT[2 * MAX_CHANNELS * TILE] = {};
-    alignas(64) float rates_sum[2 * MAX_CHANNELS * MAX_WIDE] = {};
-    alignas(64) float post_sum[(MAX_CHANNELS + 4) * MAX_NARROW] = {};
+    const Real* post_transposed = transposed + packed_rows(inputs, inputs);
+    alignas(64) Real inputs_CT[2 * MAX_CHANNELS * TILE];
+    alignas(64) Real d_z_JT[(3 * MAX_CHANNELS + 4) * TILE] = {};
+    alignas(64) Real d_in_CT[2 * MAX_CHANNELS * TILE];
+    alignas(64) Real d_post_HT[MAX_CHANNELS * TILE];
+    alignas(64) Real in_TK[TILE * MAX_WIDE];
+    alignas(64) Real sums_CT[2 * MAX_CHANNELS * TILE] = {};
+    alignas(64) Real rates_sum[2 * MAX_CHANNELS * MAX_WIDE] = {};
+    alignas(64) Real post_sum[(MAX_CHANNELS + 4) * MAX_NARROW] = {};
     for (std::int64_t t = 0; t < chunk.tiles; ++t) {
       const std::int64_t first = (chunk.tile + t) * TILE;
-      const float* tile = Pass::tile_of(job.state, config, chunk.tile + t);
-      const float* next = Pass::tile_of(job.new_state, config, chunk.tile + t);
-      const float* d_next = job.d_new_state == nullptr
+      const Real* tile = Pass::tile_of(job.state, config, chunk.tile + t);
+      const Real* next = Pass::tile_of(job.new_state, config, chunk.tile + t);
+      const Real* d_next = job.d_new_state == nullptr
                                 ? nullptr
                                 : Pass::tile_of(job.d_new_state, config, chunk.tile + t);
-      float* d_tile = Pass::tile_of(static_cast<void*>(job.d_state), config, chunk.tile + t);
+      Real* d_tile = Pass::tile_of(static_cast<void*>(job.d_state), config, chunk.tile + t);
       Pass::copy_rows(tile + config.row_m() * TILE, channels, inputs_CT);
       Pass::copy_rows(next + config.row_h() * TILE, channels, inputs_CT + channels * TILE);
-      const float* packed = weights;
+      const Real* packed = weights;
       int channel = 0;
       for (; channel + G <= channels; channel += G) {
         adam_group<G>(config, packed, inputs_CT, job.grad + first, job.d_mean + first, channel, tile,
@@ -262,10 +262,10 @@ struct Backward {
       for (int k = 0; k < inputs; ++k) {
         for (int lane = 0; lane < TILE; lane += LANES) {
           const F d_in = at(d_in_CT + k * TILE, lane);
-          float* sum = sums_CT + k * TILE + lane;
+          Real* sum = sums_CT + k * TILE + lane;
           xsimd::fma(d_in, at(inputs_CT + k * TILE, lane), F::load_aligned(sum)).store_aligned(sum);
           if (k < channels) {
-            float* d_m = d_tile + (config.row_m() + k) * TILE + lane;
+            Real* d_m = d_tile + (config.row_m() + k) * TILE + lane;
             (F::load_unaligned(d_m) + d_in).store_unaligned(d_m);
           } else {
             const int c = k - channels;
@@ -285,21 +285,21 @@ struct Backward {
             post_sum);
     }
     total_lanes(sums_CT, inputs, job.sums_C + index * inputs);
-    const float* scale = job.adam_scale_SC + chunk.segment * inputs;
+    const Real* scale = job.adam_scale_SC + chunk.segment * inputs;
     add_scaled(rates_sum, inputs, layout.wide(), scale, inputs, group + layout.adam());
     add_scaled(post_sum, channels + 1, layout.narrow(), nullptr, 0, group + layout.post());
   }
 
   // 1 in the lanes of coordinates, 0 in padding.
-  static void make_mask(std::int64_t valid, float* mask_T) {
-    for (int lane = 0; lane < TILE; ++lane) mask_T[lane] = lane < valid ? 1.0f : 0.0f;
+  static void make_mask(std::int64_t valid, Real* mask_T) {
+    for (int lane = 0; lane < TILE; ++lane) mask_T[lane] = lane < valid ? 1.0 : 0.0;
   }
 
   template <int G>
-  static void state_group(const Config& config, const float* weights, const float* inputs_CT,
-                          int channel, const float* tile, const float* next, const float* d_next,
-                          const float* d_h_HT, float* d_tile, float* d_z_JT) {
-    const F one(1.0f);
+  static void state_group(const Config& config, const Real* weights, const Real* inputs_CT,
+                          int channel, const Real* tile, const Real* next, const Real* d_next,
+                          const Real* d_h_HT, Real* d_tile, Real* d_z_JT) {
+    const F one(1.0);
     const int channels = config.channels;
     for (int lane = 0; lane < TILE; lane += BLOCK) {
       F gates[4][G][VECTORS];
@@ -331,33 +331,33 @@ struct Backward {
   }
 
   // Second backward pass: state cell. Completes d of m; leaves the first term of d of x and h.
-  static void state_chunk(const Config& config, const Theta& theta, const BackwardJob& job,
-                          const Chunk& chunk, std::int64_t index, float* group) {
+  static void state_chunk(const Config& config, const Theta<Real>& theta, const BackwardJob<Real>& job,
+                          const Chunk& chunk, std::int64_t index, Real* group) {
     constexpr int G = Blocking<Arch>::STATE_CHANNELS;
     const int channels = config.channels, inputs = 2 * channels;
-    const Corrections corrections(config, chunk.step);
+    const Corrections<Real> corrections(config, chunk.step);
     const ThetaGradient layout = gradient_layout(config);
-    const float* weights = job.state_weights + chunk.segment * Pass::packed_state_cell_size(config);
-    const float* transposed =
+    const Real* weights = job.state_weights + chunk.segment * Pass::packed_state_cell_size(config);
+    const Real* transposed =
         job.state_transposed + chunk.segment * state_transposed_size(config);
-    const float* correction = job.adam_correction_SC + chunk.segment * inputs;
-    alignas(64) float features_FT[2 * MAX_DECAYS * TILE];
-    alignas(64) float inputs_CT[2 * MAX_CHANNELS * TILE];
-    alignas(64) float d_h_HT[MAX_CHANNELS * TILE];
-    alignas(64) float d_z_JT[4 * MAX_CHANNELS * TILE];
-    alignas(64) float d_in_CT[2 * MAX_CHANNELS * TILE];
-    alignas(64) float in_TK[TILE * MAX_WIDE];
-    alignas(64) float sums_CT[2 * MAX_CHANNELS * TILE] = {};
-    alignas(64) float gates_sum[4 * MAX_CHANNELS * MAX_WIDE] = {};
-    alignas(64) float mask_T[TILE];
+    const Real* correction = job.adam_correction_SC + chunk.segment * inputs;
+    alignas(64) Real features_FT[2 * MAX_DECAYS * TILE];
+    alignas(64) Real inputs_CT[2 * MAX_CHANNELS * TILE];
+    alignas(64) Real d_h_HT[MAX_CHANNELS * TILE];
+    alignas(64) Real d_z_JT[4 * MAX_CHANNELS * TILE];
+    alignas(64) Real d_in_CT[2 * MAX_CHANNELS * TILE];
+    alignas(64) Real in_TK[TILE * MAX_WIDE];
+    alignas(64) Real sums_CT[2 * MAX_CHANNELS * TILE] = {};
+    alignas(64) Real gates_sum[4 * MAX_CHANNELS * MAX_WIDE] = {};
+    alignas(64) Real mask_T[TILE];
     for (std::int64_t t = 0; t < chunk.tiles; ++t) {
       const std::int64_t first = (chunk.tile + t) * TILE;
-      const float* tile = Pass::tile_of(job.state, config, chunk.tile + t);
-      const float* next = Pass::tile_of(job.new_state, config, chunk.tile + t);
-      const float* d_next = job.d_new_state == nullptr
+      const Real* tile = Pass::tile_of(job.state, config, chunk.tile + t);
+      const Real* next = Pass::tile_of(job.new_state, config, chunk.tile + t);
+      const Real* d_next = job.d_new_state == nullptr
                                 ? nullptr
                                 : Pass::tile_of(job.d_new_state, config, chunk.tile + t);
-      float* d_tile = Pass::tile_of(static_cast<void*>(job.d_state), config, chunk.tile + t);
+      Real* d_tile = Pass::tile_of(static_cast<void*>(job.d_state), config, chunk.tile + t);
       make_mask(chunk.valid - t * TILE, mask_T);
       for (int c = 0; c < channels; ++c) {
         const F of_m(correction[c]), of_h(correction[channels + c]);
@@ -373,7 +373,7 @@ struct Backward {
       Pass::features(config, corrections, tile, nullptr, job.grad + first, nullptr, features_FT);
       Pass::preprocess(config, theta, features_FT, inputs_CT);
       Pass::copy_rows(tile + config.row_h() * TILE, channels, inputs_CT + channels * TILE);
-      const float* packed = weights;
+      const Real* packed = weights;
       int channel = 0;
       for (; channel + G <= channels; channel += G) {
         state_group<G>(config, packed, inputs_CT, channel, tile, next, d_next, d_h_HT, d_tile,
@@ -387,12 +387,12 @@ struct Backward {
       }
       rows_product(transposed, 4 * channels, inputs, d_z_JT, d_in_CT);
       for (int k = 0; k < inputs; ++k) {
-        float* out = k < channels
+        Real* out = k < channels
                          ? job.d_x + ((chunk.tile + t) * channels + k) * TILE
                          : d_tile + (config.row_h() + k - channels) * TILE;
         for (int lane = 0; lane < TILE; lane += LANES) {
           const F d_in = at(d_in_CT + k * TILE, lane);
-          float* sum = sums_CT + k * TILE + lane;
+          Real* sum = sums_CT + k * TILE + lane;
           xsimd::fma(d_in, at(inputs_CT + k * TILE, lane), F::load_aligned(sum)).store_aligned(sum);
           d_in.store_unaligned(out + lane);
         }
@@ -406,22 +406,22 @@ struct Backward {
   }
 
   // Third backward pass: completes d of h, and the preprocessing layer.
-  static void features_chunk(const Config& config, const Theta& theta, const BackwardJob& job,
-                             const Chunk& chunk, std::int64_t, float* group) {
+  static void features_chunk(const Config& config, const Theta<Real>& theta, const BackwardJob<Real>& job,
+                             const Chunk& chunk, std::int64_t, Real* group) {
     const int channels = config.channels, width = 2 * config.decays;
-    const Corrections corrections(config, chunk.step);
+    const Corrections<Real> corrections(config, chunk.step);
     const ThetaGradient layout = gradient_layout(config);
-    const float* correction = job.state_correction_SC + chunk.segment * 2 * channels;
-    alignas(64) float features_FT[2 * MAX_DECAYS * TILE];
-    alignas(64) float x_HT[MAX_CHANNELS * TILE];
-    alignas(64) float d_z_HT[(MAX_CHANNELS + 4) * TILE] = {};
-    alignas(64) float in_TK[TILE * MAX_SHORT];
-    alignas(64) float sum[(MAX_CHANNELS + 4) * MAX_SHORT] = {};
-    alignas(64) float mask_T[TILE];
+    const Real* correction = job.state_correction_SC + chunk.segment * 2 * channels;
+    alignas(64) Real features_FT[2 * MAX_DECAYS * TILE];
+    alignas(64) Real x_HT[MAX_CHANNELS * TILE];
+    alignas(64) Real d_z_HT[(MAX_CHANNELS + 4) * TILE] = {};
+    alignas(64) Real in_TK[TILE * MAX_SHORT];
+    alignas(64) Real sum[(MAX_CHANNELS + 4) * MAX_SHORT] = {};
+    alignas(64) Real mask_T[TILE];
     for (std::int64_t t = 0; t < chunk.tiles; ++t) {
-      const float* tile = Pass::tile_of(job.state, config, chunk.tile + t);
-      float* d_tile = Pass::tile_of(static_cast<void*>(job.d_state), config, chunk.tile + t);
-      const float* d_x_HT = job.d_x + (chunk.tile + t) * channels * TILE;
+      const Real* tile = Pass::tile_of(job.state, config, chunk.tile + t);
+      Real* d_tile = Pass::tile_of(static_cast<void*>(job.d_state), config, chunk.tile + t);
+      const Real* d_x_HT = job.d_x + (chunk.tile + t) * channels * TILE;
       make_mask(chunk.valid - t * TILE, mask_T);
       Pass::features(config, corrections, tile, nullptr, job.grad + (chunk.tile + t) * TILE, nullptr,
                      features_FT);
@@ -435,13 +435,13 @@ struct Backward {
               .store_unaligned(d_tile + h + lane);
           const F x = F::load_aligned(x_HT + c * TILE + lane);
           const F d_x = at(d_x_HT + c * TILE, lane) - mask * of_x * x;
-          (d_x * xsimd::select(x > F(0.0f), F(1.0f), x + F(1.0f)))
+          (d_x * xsimd::select(x > F(0.0), F(1.0), x + F(1.0)))
               .store_aligned(d_z_HT + c * TILE + lane);
         }
       }
       for (int row = 0; row < 2 * config.decays; ++row) {  // no gradient: they depend on g alone
         for (int lane = 0; lane < TILE; lane += LANES) {
-          F(0.0f).store_unaligned(d_tile + row * TILE + lane);
+          F(0.0).store_unaligned(d_tile + row * TILE + lane);
         }
       }
       transpose(features_FT, width, layout.short_(), in_TK);

@@ -15,27 +15,28 @@ namespace hyperadam {
 namespace {  // each instruction set has its own copies
 
 // Bias corrections of a step, for each decay.
+template <class Real>
 struct Corrections {
-  float inverse[MAX_DECAYS];
+  Real inverse[MAX_DECAYS];
 
   Corrections(const Config& config, std::uint64_t step) {
     for (int k = 0; k < config.decays; ++k) {
-      inverse[k] = static_cast<float>(
+      inverse[k] = static_cast<Real>(
           1.0 / (1.0 - std::pow(config.decay[k], static_cast<double>(step))));
     }
   }
 };
 
 // Adds the squares of rows to sums of each lane, of the lanes that are no padding.
-template <class Arch, class Storage>
-void add_squares(const Storage* rows, int count, int valid, float* sums) {
-  using F = typename Simd<Arch>::F;
+template <class Arch, class Real, class Storage>
+void add_squares(const Storage* rows, int count, int valid, Real* sums) {
+  using F = typename Simd<Arch, Real>::F;
   for (int row = 0; row < count; ++row) {
-    alignas(64) float scratch[TILE];
-    const float* values = load_row(rows + row * TILE, scratch);
-    float* sum = sums + row * TILE;
+    alignas(64) Real scratch[TILE];
+    const Real* values = load_row(rows + row * TILE, scratch);
+    Real* sum = sums + row * TILE;
     if (valid >= TILE) {
-      for (int lane = 0; lane < TILE; lane += Simd<Arch>::LANES) {
+      for (int lane = 0; lane < TILE; lane += Simd<Arch, Real>::LANES) {
         const F value = F::load_unaligned(values + lane);
         xsimd::fma(value, value, F::load_aligned(sum + lane)).store_aligned(sum + lane);
       }
@@ -47,7 +48,8 @@ void add_squares(const Storage* rows, int count, int valid, float* sums) {
   }
 }
 
-[[maybe_unused]] inline void total_lanes(const float* sums, int count, double* totals) {
+template <class Real>
+void total_lanes(const Real* sums, int count, double* totals) {
   for (int row = 0; row < count; ++row) {
     double total = 0;
     for (int lane = 0; lane < TILE; ++lane) total += static_cast<double>(sums[row * TILE + lane]);
@@ -55,9 +57,9 @@ void add_squares(const Storage* rows, int count, int valid, float* sums) {
   }
 }
 
-template <class Arch, class Storage>
+template <class Arch, class Real, class Storage>
 struct Forward {
-  using S = Simd<Arch>;
+  using S = Simd<Arch, Real>;
   using F = typename S::F;
   static constexpr int LANES = S::LANES;
   static constexpr int VECTORS = Blocking<Arch>::VECTORS;
@@ -73,10 +75,10 @@ struct Forward {
 
   // Stores a vector of a state's row; `words` are null for rounding to nearest.
   static void store(F value, Storage* row, int row_index, int lane, const std::uint32_t* words) {
-    if constexpr (std::is_same_v<Storage, float>) {
+    if constexpr (std::is_same_v<Storage, Real>) {
       value.store_unaligned(row + lane);
     } else {
-      alignas(64) float values[LANES];
+      alignas(64) Real values[LANES];
       value.store_aligned(values);
       for (int i = 0; i < LANES; ++i) {
         const std::uint32_t bits = std::bit_cast<std::uint32_t>(values[i]);
@@ -89,23 +91,23 @@ struct Forward {
   }
 
   static F load(const Storage* row, int lane) {
-    if constexpr (std::is_same_v<Storage, float>) {
+    if constexpr (std::is_same_v<Storage, Real>) {
       return F::load_unaligned(row + lane);
     } else {
-      alignas(64) float values[LANES];
+      alignas(64) Real values[LANES];
       for (int i = 0; i < LANES; ++i) values[i] = load_one(row, lane + i);
       return F::load_aligned(values);
     }
   }
 
   // Fixed moments and features of a tile (SPEC steps 1 and 2). Without `next`, nothing is stored.
-  static void features(const Config& config, const Corrections& corrections, const Storage* tile,
-                       Storage* next, const float* grad, const std::uint32_t* words,
-                       float* features_FT) {
+  static void features(const Config& config, const Corrections<Real>& corrections, const Storage* tile,
+                       Storage* next, const Real* grad, const std::uint32_t* words,
+                       Real* features_FT) {
     const int decays = config.decays;
     for (int k = 0; k < decays; ++k) {
-      const F keep(static_cast<float>(config.decay[k]));
-      const F take(1.0f - static_cast<float>(config.decay[k]));
+      const F keep(static_cast<Real>(config.decay[k]));
+      const F take(1.0 - static_cast<Real>(config.decay[k]));
       const F inverse(corrections.inverse[k]);
       for (int lane = 0; lane < TILE; lane += LANES) {
         const F g = F::load_unaligned(grad + lane);
@@ -115,7 +117,7 @@ struct Forward {
           store(avg, next + k * TILE, k, lane, words);
           store(sq, next + (decays + k) * TILE, decays + k, lane, words);
         }
-        const F scale = F(1.0f) / (xsimd::sqrt(sq * inverse) + F(1e-8f));
+        const F scale = F(1.0) / (xsimd::sqrt(sq * inverse) + F(1e-8));
         (g * scale).store_aligned(features_FT + 2 * k * TILE + lane);
         (avg * inverse * scale).store_aligned(features_FT + (2 * k + 1) * TILE + lane);
       }
@@ -123,11 +125,11 @@ struct Forward {
   }
 
   // x_NH = elu(features W^T + b) of a tile.
-  static void preprocess(const Config& config, const Theta& theta, const float* features_FT,
-                         float* x_HT) {
+  static void preprocess(const Config& config, const Theta<Real>& theta, const Real* features_FT,
+                         Real* x_HT) {
     const int width = 2 * config.decays;
     for (int channel = 0; channel < config.channels; ++channel) {
-      const float* weight = theta.pre_weight + channel * width;
+      const Real* weight = theta.pre_weight + channel * width;
       for (int lane = 0; lane < TILE; lane += LANES) {
         F x(theta.pre_bias[channel]);
         for (int f = 0; f < width; ++f) {
@@ -139,36 +141,36 @@ struct Forward {
   }
 
   // First pass: sums of x squared, and whether the gradient is finite. Changes nothing.
-  static void features_chunk(const Config& config, const Theta& theta, const Features& job,
+  static void features_chunk(const Config& config, const Theta<Real>& theta, const Features<Real>& job,
                              const Chunk& chunk, std::int64_t index) {
-    const Corrections corrections(config, chunk.step);
-    alignas(64) float features_FT[2 * MAX_DECAYS * TILE];
-    alignas(64) float x_HT[MAX_CHANNELS * TILE];
-    alignas(64) float sums_HT[MAX_CHANNELS * TILE] = {};
-    F nan(0.0f);  // becomes NaN with the first number that is not finite
+    const Corrections<Real> corrections(config, chunk.step);
+    alignas(64) Real features_FT[2 * MAX_DECAYS * TILE];
+    alignas(64) Real x_HT[MAX_CHANNELS * TILE];
+    alignas(64) Real sums_HT[MAX_CHANNELS * TILE] = {};
+    F nan(0.0);  // becomes NaN with the first number that is not finite
     for (std::int64_t t = 0; t < chunk.tiles; ++t) {
-      const float* grad = job.grad + (chunk.tile + t) * TILE;
+      const Real* grad = job.grad + (chunk.tile + t) * TILE;
       for (int lane = 0; lane < TILE; lane += LANES) {
-        nan = xsimd::fma(F::load_unaligned(grad + lane), F(0.0f), nan);
+        nan = xsimd::fma(F::load_unaligned(grad + lane), F(0.0), nan);
       }
       features(config, corrections, tile_of(job.state, config, chunk.tile + t), nullptr, grad,
                nullptr, features_FT);
       preprocess(config, theta, features_FT, x_HT);
       const std::int64_t valid = chunk.valid - t * TILE;
-      add_squares<Arch>(x_HT, config.channels, static_cast<int>(valid < TILE ? valid : TILE),
+      add_squares<Arch, Real>(x_HT, config.channels, static_cast<int>(valid < TILE ? valid : TILE),
                         sums_HT);
     }
     total_lanes(sums_HT, config.channels, job.sums_H + index * config.channels);
-    job.finite[index] = xsimd::all(nan == F(0.0f));
+    job.finite[index] = xsimd::all(nan == F(0.0));
   }
 
   // Sums of squares of `count` rows from `row` on.
   static void squares_chunk(const Config& config, const void* state, int row, int count,
                             const Chunk& chunk, double* totals) {
-    alignas(64) float sums[MAX_CHANNELS * TILE] = {};
+    alignas(64) Real sums[MAX_CHANNELS * TILE] = {};
     for (std::int64_t t = 0; t < chunk.tiles; ++t) {
       const std::int64_t valid = chunk.valid - t * TILE;
-      add_squares<Arch>(tile_of(state, config, chunk.tile + t) + row * TILE, count,
+      add_squares<Arch, Real>(tile_of(state, config, chunk.tile + t) + row * TILE, count,
                         static_cast<int>(valid < TILE ? valid : TILE), sums);
     }
     total_lanes(sums, count, totals);
@@ -176,7 +178,7 @@ struct Forward {
 
   // Gates of G channels of the state cell, in registers.
   template <int G>
-  static void state_gates(const float* weights, int inputs, const float* inputs_CT, int lane,
+  static void state_gates(const Real* weights, int inputs, const Real* inputs_CT, int lane,
                           F (&gates)[4][G][VECTORS]) {
     for (int q = 0; q < 4; ++q) {
       for (int g = 0; g < G; ++g) {
@@ -201,7 +203,7 @@ struct Forward {
   }
 
   template <int G>
-  static void state_group(const Config& config, const float* weights, const float* inputs_CT,
+  static void state_group(const Config& config, const Real* weights, const Real* inputs_CT,
                           int channel, const Storage* tile, Storage* next,
                           const std::uint32_t* words) {
     for (int lane = 0; lane < TILE; lane += BLOCK) {
@@ -212,7 +214,7 @@ struct Forward {
         for (int v = 0; v < VECTORS; ++v) {
           const int at = lane + v * LANES;
           F c = load(tile + row_c * TILE, at);
-          c = S::sigmoid(gates[2][g][v] + F(1.0f)) * c +
+          c = S::sigmoid(gates[2][g][v] + F(1.0)) * c +
               S::sigmoid(gates[0][g][v]) * S::tanh(gates[1][g][v]);
           store(c, next + row_c * TILE, row_c, at, words);
           store(S::sigmoid(gates[3][g][v]) * S::tanh(c), next + row_h * TILE, row_h, at, nullptr);
@@ -222,22 +224,22 @@ struct Forward {
   }
 
   // Second pass: the fixed moments, h and c of the new state, and the sums of h squared.
-  static void state_chunk(const Config& config, const Theta& theta, const StateCell& job,
+  static void state_chunk(const Config& config, const Theta<Real>& theta, const StateCell<Real>& job,
                           const Chunk& chunk, std::int64_t index) {
     constexpr int G = Blocking<Arch>::STATE_CHANNELS;
-    const Corrections corrections(config, chunk.step);
+    const Corrections<Real> corrections(config, chunk.step);
     const int channels = config.channels;
-    const float* weights =
+    const Real* weights =
         job.weights + chunk.segment * packed_state_cell_size(config);
-    alignas(64) float features_FT[2 * MAX_DECAYS * TILE];
-    alignas(64) float inputs_CT[2 * MAX_CHANNELS * TILE];
-    alignas(64) float sums_HT[MAX_CHANNELS * TILE] = {};
+    alignas(64) Real features_FT[2 * MAX_DECAYS * TILE];
+    alignas(64) Real inputs_CT[2 * MAX_CHANNELS * TILE];
+    alignas(64) Real sums_HT[MAX_CHANNELS * TILE] = {};
     alignas(64) std::uint32_t word_store[TILE];
     for (std::int64_t t = 0; t < chunk.tiles; ++t) {
       const Storage* tile = tile_of(job.state, config, chunk.tile + t);
       Storage* next = tile_of(job.new_state, config, chunk.tile + t);
       const std::uint32_t* words = nullptr;
-      if constexpr (!std::is_same_v<Storage, float>) {
+      if constexpr (!std::is_same_v<Storage, Real>) {
         rounding_words(chunk.seed, chunk.step,
                        static_cast<std::uint64_t>(chunk.coordinate + t * TILE), TILE, word_store);
         words = word_store;
@@ -246,7 +248,7 @@ struct Forward {
                features_FT);
       preprocess(config, theta, features_FT, inputs_CT);
       copy_rows(tile + config.row_h() * TILE, channels, inputs_CT + channels * TILE);
-      const float* packed = weights;
+      const Real* packed = weights;
       int channel = 0;
       for (; channel + G <= channels; channel += G) {
         state_group<G>(config, packed, inputs_CT, channel, tile, next, words);
@@ -257,13 +259,13 @@ struct Forward {
         packed += 4 * (2 * channels + 1);
       }
       const std::int64_t valid = chunk.valid - t * TILE;
-      add_squares<Arch>(next + config.row_h() * TILE, channels,
+      add_squares<Arch, Real>(next + config.row_h() * TILE, channels,
                         static_cast<int>(valid < TILE ? valid : TILE), sums_HT);
     }
     total_lanes(sums_HT, channels, job.sums_H + index * channels);
   }
 
-  static void copy_rows(const Storage* rows, int count, float* out) {
+  static void copy_rows(const Storage* rows, int count, Real* out) {
     for (int row = 0; row < count; ++row) {
       for (int lane = 0; lane < TILE; lane += LANES) {
         load(rows + row * TILE, lane).store_aligned(out + row * TILE + lane);
@@ -273,7 +275,7 @@ struct Forward {
 
   // The Adam cell's two rates and the weight cell's output of G channels, in registers.
   template <int G>
-  static void adam_outputs(const float* weights, int channels, const float* inputs_CT, int lane,
+  static void adam_outputs(const Real* weights, int channels, const Real* inputs_CT, int lane,
                            F (&outputs)[3][G][VECTORS]) {
     for (int q = 0; q < 3; ++q) {
       for (int g = 0; g < G; ++g) {
@@ -286,7 +288,7 @@ struct Forward {
   }
 
   template <int Q, int G>
-  static void multiply(const float* weights, int inputs, const float* inputs_CT, int lane,
+  static void multiply(const Real* weights, int inputs, const Real* inputs_CT, int lane,
                        F (&outputs)[3][G][VECTORS]) {
     for (int k = 0; k < inputs; ++k, weights += Q * G) {
       F input[VECTORS];
@@ -305,10 +307,10 @@ struct Forward {
   }
 
   template <int G>
-  static void adam_group(const Config& config, const float* weights, const float* inputs_CT,
-                         const float* grad, int channel, const Storage* tile, Storage* next,
-                         const std::uint32_t* words, float* mean) {
-    const F epsilon(1e-24f), one(1.0f);
+  static void adam_group(const Config& config, const Real* weights, const Real* inputs_CT,
+                         const Real* grad, int channel, const Storage* tile, Storage* next,
+                         const std::uint32_t* words, Real* mean) {
+    const F epsilon(1e-24), one(1.0);
     for (int lane = 0; lane < TILE; lane += BLOCK) {
       F outputs[3][G][VECTORS];
       adam_outputs<G>(weights, config.channels, inputs_CT, lane, outputs);
@@ -341,28 +343,28 @@ struct Forward {
   }
 
   // Third pass: m, v and their corrections, the update's distribution and a sample of it.
-  static void adam_chunk(const Config& config, const Theta& theta, const AdamCell& job,
+  static void adam_chunk(const Config& config, const Theta<Real>& theta, const AdamCell<Real>& job,
                          const Chunk& chunk, std::int64_t index) {
     constexpr int G = Blocking<Arch>::ADAM_CHANNELS;
     const int channels = config.channels;
-    const float* weights = job.weights + chunk.segment * packed_adam_cell_size(config);
-    alignas(64) float inputs_CT[2 * MAX_CHANNELS * TILE];  // m before the step, and h
-    alignas(64) float sums_HT[MAX_CHANNELS * TILE] = {};
+    const Real* weights = job.weights + chunk.segment * packed_adam_cell_size(config);
+    alignas(64) Real inputs_CT[2 * MAX_CHANNELS * TILE];  // m before the step, and h
+    alignas(64) Real sums_HT[MAX_CHANNELS * TILE] = {};
     alignas(64) std::uint32_t word_store[TILE];
     for (std::int64_t t = 0; t < chunk.tiles; ++t) {
       const std::int64_t at = (chunk.tile + t) * TILE;
       const Storage* tile = tile_of(job.state, config, chunk.tile + t);
       Storage* next = tile_of(job.new_state, config, chunk.tile + t);
       const std::uint32_t* words = nullptr;
-      if constexpr (!std::is_same_v<Storage, float>) {
+      if constexpr (!std::is_same_v<Storage, Real>) {
         rounding_words(chunk.seed, chunk.step,
                        static_cast<std::uint64_t>(chunk.coordinate + t * TILE), TILE, word_store);
         words = word_store;
       }
       copy_rows(tile + config.row_m() * TILE, channels, inputs_CT);
       copy_rows(next + config.row_h() * TILE, channels, inputs_CT + channels * TILE);
-      alignas(64) float mean[TILE] = {};
-      const float* packed = weights;
+      alignas(64) Real mean[TILE] = {};
+      const Real* packed = weights;
       int channel = 0;
       for (; channel + G <= channels; channel += G) {
         adam_group<G>(config, packed, inputs_CT, job.grad + at, channel, tile, next, words, mean);
@@ -374,15 +376,15 @@ struct Forward {
       }
       finish(config, theta, job, chunk, t, inputs_CT + channels * TILE, mean);
       const std::int64_t valid = chunk.valid - t * TILE;
-      add_squares<Arch>(next + config.row_m() * TILE, channels,
+      add_squares<Arch, Real>(next + config.row_m() * TILE, channels,
                         static_cast<int>(valid < TILE ? valid : TILE), sums_HT);
     }
     total_lanes(sums_HT, channels, job.sums_H + index * channels);
   }
 
   // VarBlock and sample of a tile.
-  static void finish(const Config& config, const Theta& theta, const AdamCell& job,
-                     const Chunk& chunk, std::int64_t t, const float* h_HT, const float* mean) {
+  static void finish(const Config& config, const Theta<Real>& theta, const AdamCell<Real>& job,
+                     const Chunk& chunk, std::int64_t t, const Real* h_HT, const Real* mean) {
     const std::int64_t at = (chunk.tile + t) * TILE;
     const bool sample = chunk.sample && config.var_block && job.direction != nullptr;
     alignas(64) float noise[TILE];
@@ -401,8 +403,9 @@ struct Forward {
         }
         log_var.store_unaligned(job.log_var + at + lane);
         if (sample) {
-          direction = xsimd::fma(xsimd::exp(log_var * F(0.5f)), F::load_aligned(noise + lane),
-                                 direction);
+          alignas(64) Real normal[LANES];
+          for (int i = 0; i < LANES; ++i) normal[i] = noise[lane + i];
+          direction = xsimd::fma(xsimd::exp(log_var * F(0.5)), F::load_aligned(normal), direction);
         }
       }
       if (job.direction != nullptr) direction.store_unaligned(job.direction + at + lane);
@@ -410,7 +413,7 @@ struct Forward {
     // The direction may lie where the next gradient will: padding stays 0.
     for (std::int64_t lane = chunk.valid - t * TILE; job.direction != nullptr && lane < TILE;
          ++lane) {
-      job.direction[at + lane] = 0.0f;
+      job.direction[at + lane] = 0.0;
     }
   }
 
@@ -421,8 +424,8 @@ struct Forward {
   }
 
   // Each group's biases, then for each input its weights, gate by gate. `scale_C` is of [x, h].
-  static void pack_state_cell(const Config& config, const Theta& theta, const float* scale_C,
-                              float* packed) {
+  static void pack_state_cell(const Config& config, const Theta<Real>& theta, const Real* scale_C,
+                              Real* packed) {
     const int channels = config.channels;
     for (int channel = 0; channel < channels;) {
       constexpr int G = Blocking<Arch>::STATE_CHANNELS;
@@ -447,8 +450,8 @@ struct Forward {
   }
 
   // Each group's biases of β, γ, ρ; for each m the weights of β, γ; for each h those of β, γ, ρ.
-  static void pack_adam_cell(const Config& config, const Theta& theta, const float* scale_C,
-                             float* packed) {
+  static void pack_adam_cell(const Config& config, const Theta<Real>& theta, const Real* scale_C,
+                             Real* packed) {
     const int channels = config.channels;
     for (int channel = 0; channel < channels;) {
       constexpr int G = Blocking<Arch>::ADAM_CHANNELS;

@@ -8,23 +8,30 @@
 namespace hyperadam {
 namespace {
 
-template <class Arch, class Storage>
-constexpr Passes make_passes() {
-  using Pass = Forward<Arch, Storage>;
+template <class Arch, class Real, class Storage>
+constexpr Passes<Real> make_passes() {
+  using Pass = Forward<Arch, Real, Storage>;
   return {Pass::features_chunk, Pass::squares_chunk, Pass::state_chunk, Pass::adam_chunk};
 }
 
-template <class Arch>
-constexpr Kernels make_kernels() {
-  using Pass = Forward<Arch, float>;
-  using Back = Backward<Arch>;
-  return {make_passes<Arch, float>(),
-          make_passes<Arch, bfloat16>(),
+template <class Arch, class Real>
+constexpr Kernels<Real> make_kernels() {
+  using Pass = Forward<Arch, Real, Real>;
+  using Back = Backward<Arch, Real>;
+  Passes<Real> small{};
+  if constexpr (std::is_same_v<Real, float>) small = make_passes<Arch, float, bfloat16>();
+  return {make_passes<Arch, Real, Real>(),
+          small,
           {Back::adam_chunk, Back::state_chunk, Back::features_chunk, Back::gradient_layout},
           {Pass::packed_state_cell_size, Pass::pack_state_cell},
           {Pass::packed_adam_cell_size, Pass::pack_adam_cell},
           {Back::state_transposed_size, Back::pack_state_transposed},
           {Back::adam_transposed_size, Back::pack_adam_transposed}};
+}
+
+template <class Arch>
+constexpr InstructionSet make_instruction_set() {
+  return {make_kernels<Arch, float>(), make_kernels<Arch, double>()};
 }
 
 }  // namespace

@@ -5,44 +5,66 @@
 
 namespace hyperadam {
 
+template <class Real>
 struct Passes {
-  void (*features)(const Config&, const Theta&, const Features&, const Chunk&, std::int64_t index);
+  void (*features)(const Config&, const Theta<Real>&, const Features<Real>&, const Chunk&, std::int64_t index);
   void (*squares)(const Config&, const void* state, int row, int count, const Chunk&,
                   double* totals);
-  void (*state_cell)(const Config&, const Theta&, const StateCell&, const Chunk&,
+  void (*state_cell)(const Config&, const Theta<Real>&, const StateCell<Real>&, const Chunk&,
                      std::int64_t index);
-  void (*adam_cell)(const Config&, const Theta&, const AdamCell&, const Chunk&,
+  void (*adam_cell)(const Config&, const Theta<Real>&, const AdamCell<Real>&, const Chunk&,
                     std::int64_t index);
 };
 
+template <class Real>
 struct BackwardPasses {
-  using Pass = void (*)(const Config&, const Theta&, const BackwardJob&, const Chunk&,
-                        std::int64_t index, float* group);
+  using Pass = void (*)(const Config&, const Theta<Real>&, const BackwardJob<Real>&, const Chunk&,
+                        std::int64_t index, Real* group);
   Pass adam_cell;
   Pass state_cell;
   Pass features;
   ThetaGradient (*gradient_layout)(const Config&);
 };
 
+template <class Real>
 struct Packing {
   std::int64_t (*size)(const Config&);
-  void (*pack)(const Config&, const Theta&, const float* scale_C, float* packed);
+  void (*pack)(const Config&, const Theta<Real>&, const Real* scale_C, Real* packed);
 };
 
+template <class Real>
 struct Kernels {
-  Passes float32;
-  Passes bfloat16;
-  BackwardPasses backward;
-  Packing state_cell;
-  Packing adam_cell;
-  Packing state_transposed;
-  Packing adam_transposed;
+  Passes<Real> plain;     // state stored as the numbers are
+  Passes<Real> bfloat16;  // state stored in bfloat16; float32 only
+  BackwardPasses<Real> backward;
+  Packing<Real> state_cell;
+  Packing<Real> adam_cell;
+  Packing<Real> state_transposed;
+  Packing<Real> adam_transposed;
 };
 
-extern const Kernels portable_kernels;
+struct InstructionSet {
+  Kernels<float> float32;
+  Kernels<double> float64;
+
+  template <class Real>
+  const Kernels<Real>& of() const;
+};
+
+template <>
+inline const Kernels<float>& InstructionSet::of<float>() const {
+  return float32;
+}
+
+template <>
+inline const Kernels<double>& InstructionSet::of<double>() const {
+  return float64;
+}
+
+extern const InstructionSet portable;
 #ifdef HYPERADAM_X86
-extern const Kernels avx2_kernels;
-extern const Kernels avx512_kernels;
+extern const InstructionSet avx2;
+extern const InstructionSet avx512;
 #endif
 
 }  // namespace hyperadam

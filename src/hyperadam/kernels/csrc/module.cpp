@@ -42,14 +42,14 @@ std::vector<std::string> instruction_sets() {
   return names;
 }
 
-const Kernels& kernels_of(const std::string& name) {
+const InstructionSet& instruction_set_of(const std::string& name) {
   for (const std::string& known : instruction_sets()) {
     if (known != name) continue;
 #ifdef HYPERADAM_X86
-    if (name == "avx512") return avx512_kernels;
-    if (name == "avx2") return avx2_kernels;
+    if (name == "avx512") return avx512;
+    if (name == "avx2") return avx2;
 #endif
-    return portable_kernels;
+    return portable;
   }
   throw std::invalid_argument("this processor does not have the instruction set " + name);
 }
@@ -102,11 +102,13 @@ class Plan {
 };
 
 // A rule with its theta, for one instruction set.
+template <class Real>
 class Program {
  public:
-  Program(int channels, const std::vector<double>& decays, float bound, bool bfloat16,
-          const std::vector<Array<const float>>& theta, const std::string& instruction_set)
-      : kernels_(kernels_of(instruction_set)) {
+  Program(int channels, const std::vector<double>& decays, double bound, bool bfloat16,
+          const std::vector<Array<const Real>>& theta, const std::string& instruction_set)
+      : kernels_(instruction_set_of(instruction_set).of<Real>()), bfloat16_(bfloat16) {
+    require(!bfloat16 || std::is_same_v<Real, float>, "states of bfloat16 go with float32");
     require(channels >= 1 && channels <= MAX_CHANNELS, "the kernel has 1 to 32 channels");
     require(!decays.empty() && decays.size() <= MAX_DECAYS, "the kernel has 1 to 8 decays");
     require(theta.size() == 8 || theta.size() == 10, "theta has 8 or 10 tensors");
@@ -114,7 +116,6 @@ class Program {
     config_.decays = static_cast<int>(decays.size());
     for (std::size_t k = 0; k < decays.size(); ++k) config_.decay[k] = decays[k];
     config_.bound = bound;
-    config_.bfloat16 = bfloat16;
     config_.var_block = theta.size() == 10;
     const std::size_t h = static_cast<std::size_t>(channels), f = 2 * decays.size();
     const std::size_t sizes[10] = {h * f, h, 8 * h * h, 4 * h, 4 * h * h, 2 * h, h * h, h, h, 1};
@@ -131,14 +132,14 @@ class Program {
 
   // Sums over each segment of x squared; returns whether the gradient is finite.
   bool features(const Plan& plan, const Vector<const std::int64_t>& steps_P,
-                const Array<const std::uint8_t>& state, const Vector<const float>& grad,
+                const Array<const std::uint8_t>& state, const Vector<const Real>& grad,
                 const Matrix<double>& sums_SH, int threads) const {
     check_state(plan, state);
     check_vector(plan, grad.shape(0));
     const std::vector<Chunk> chunks = plan.chunks(steps_P);
     std::vector<double> partial(chunks.size() * width());
     std::vector<char> finite(chunks.size());
-    const Features job{state.data(), grad.data(), partial.data(),
+    const Features<Real> job{state.data(), grad.data(), partial.data(),
                        reinterpret_cast<bool*>(finite.data())};
     {
       nb::gil_scoped_release release;
@@ -174,7 +175,7 @@ class Program {
 
   void state_cell(const Plan& plan, const Vector<const std::int64_t>& steps_P,
                   const Array<const std::uint8_t>& state, const Array<std::uint8_t>& new_state,
-                  const Vector<const float>& grad, const Matrix<const float>& scale_SC,
+                  const Vector<const Real>& grad, const Matrix<const Real>& scale_SC,
                   const Matrix<double>& sums_SH, int threads) const {
     check_state(plan, state);
     check_state(plan, new_state);
@@ -184,9 +185,9 @@ class Program {
     std::vector<double> partial(chunks.size() * width());
     {
       nb::gil_scoped_release release;
-      const std::vector<float> weights =
+      const std::vector<Real> weights =
           pack(plan, scale_SC, kernels_.state_cell);
-      const StateCell job{state.data(), new_state.data(), grad.data(), weights.data(),
+      const StateCell<Real> job{state.data(), new_state.data(), grad.data(), weights.data(),
                           partial.data()};
       parallel_for(static_cast<std::int64_t>(chunks.size()), threads, [&](std::int64_t index) {
         passes().state_cell(config_, theta_, job, chunks[static_cast<std::size_t>(index)], index);
@@ -197,10 +198,10 @@ class Program {
 
   void adam_cell(const Plan& plan, const Vector<const std::int64_t>& steps_P,
                  const Array<const std::uint8_t>& state, const Array<std::uint8_t>& new_state,
-                 const Vector<const float>& grad, const Matrix<const float>& scale_SC,
-                 const Matrix<double>& sums_SH, const Vector<float>& mean,
-                 const std::optional<Vector<float>>& log_var,
-                 const std::optional<Vector<float>>& direction, int threads) const {
+                 const Vector<const Real>& grad, const Matrix<const Real>& scale_SC,
+                 const Matrix<double>& sums_SH, const Vector<Real>& mean,
+                 const std::optional<Vector<Real>>& log_var,
+                 const std::optional<Vector<Real>>& direction, int threads) const {
     check_state(plan, state);
     check_state(plan, new_state);
     check_vector(plan, grad.shape(0));
@@ -213,9 +214,9 @@ class Program {
     std::vector<double> partial(chunks.size() * width());
     {
       nb::gil_scoped_release release;
-      const std::vector<float> weights =
+      const std::vector<Real> weights =
           pack(plan, scale_SC, kernels_.adam_cell);
-      const AdamCell job{state.data(),
+      const AdamCell<Real> job{state.data(),
                          new_state.data(),
                          grad.data(),
                          weights.data(),
@@ -234,14 +235,14 @@ class Program {
   // step, from those with respect to the update and the state after it. `scales` are of [x, h] and of
   // [m, h]; `kappa_S` is 1, or one over the coordinates where norms are means.
   void backward(const Plan& plan, const Vector<const std::int64_t>& steps_P,
-                const Array<const float>& state, const Array<const float>& new_state,
-                const Vector<const float>& grad, const Matrix<const float>& state_scale_SC,
-                const Matrix<const float>& adam_scale_SC, const Vector<const float>& kappa_S,
-                const Vector<const float>& d_mean,
-                const std::optional<Vector<const float>>& d_log_var,
-                const std::optional<Array<const float>>& d_new_state,
-                const Array<float>& d_state, const Vector<float>& d_theta, int threads) const {
-    require(!config_.bfloat16, "the backward passes take states of float32");
+                const Array<const Real>& state, const Array<const Real>& new_state,
+                const Vector<const Real>& grad, const Matrix<const Real>& state_scale_SC,
+                const Matrix<const Real>& adam_scale_SC, const Vector<const Real>& kappa_S,
+                const Vector<const Real>& d_mean,
+                const std::optional<Vector<const Real>>& d_log_var,
+                const std::optional<Array<const Real>>& d_new_state,
+                const Array<Real>& d_state, const Vector<Real>& d_theta, int threads) const {
+    require(!bfloat16_, "the backward passes take states of float32");
     const std::size_t numbers =
         static_cast<std::size_t>(plan.tiles()) * static_cast<std::size_t>(config_.rows()) * TILE;
     require(state.size() >= numbers && new_state.size() >= numbers && d_state.size() >= numbers &&
@@ -255,26 +256,26 @@ class Program {
     check_scale(plan, adam_scale_SC);
     require(static_cast<std::int64_t>(kappa_S.shape(0)) >= plan.segments(), "one kappa a segment");
     std::size_t size = 0;
-    for (const std::vector<float>& tensor : storage_) size += tensor.size();
+    for (const std::vector<Real>& tensor : storage_) size += tensor.size();
     require(d_theta.shape(0) == size, "the gradient of theta has a wrong size");
 
     nb::gil_scoped_release release;
     const std::vector<Chunk> chunks = plan.chunks(steps_P);
     const std::size_t columns = 2 * width();
     const std::size_t segments = static_cast<std::size_t>(plan.segments());
-    const std::vector<float> state_weights = pack(plan, state_scale_SC, kernels_.state_cell);
-    const std::vector<float> adam_weights = pack(plan, adam_scale_SC, kernels_.adam_cell);
-    const std::vector<float> state_transposed =
+    const std::vector<Real> state_weights = pack(plan, state_scale_SC, kernels_.state_cell);
+    const std::vector<Real> adam_weights = pack(plan, adam_scale_SC, kernels_.adam_cell);
+    const std::vector<Real> state_transposed =
         pack(plan, state_scale_SC, kernels_.state_transposed);
-    const std::vector<float> adam_transposed = pack(plan, adam_scale_SC, kernels_.adam_transposed);
+    const std::vector<Real> adam_transposed = pack(plan, adam_scale_SC, kernels_.adam_transposed);
     const ThetaGradient layout = kernels_.backward.gradient_layout(config_);
     const std::size_t group_size = static_cast<std::size_t>(layout.size());
     const std::size_t groups = chunks.size() < MAX_GROUPS ? chunks.size() : MAX_GROUPS;
-    std::vector<float> sums(groups * group_size);
+    std::vector<Real> sums(groups * group_size);
     std::vector<double> partial(chunks.size() * columns);
-    std::vector<float> d_x(static_cast<std::size_t>(plan.tiles()) * width() * TILE);
-    std::vector<float> adam_correction(segments * columns), state_correction(segments * columns);
-    const BackwardJob job{state.data(),
+    std::vector<Real> d_x(static_cast<std::size_t>(plan.tiles()) * width() * TILE);
+    std::vector<Real> adam_correction(segments * columns), state_correction(segments * columns);
+    const BackwardJob<Real> job{state.data(),
                           new_state.data(),
                           grad.data(),
                           d_mean.data(),
@@ -293,7 +294,7 @@ class Program {
                           partial.data(),
                           sums.data()};
     // A group's chunks add to one gradient in their order, whichever thread has the group.
-    const auto run = [&](BackwardPasses::Pass pass) {
+    const auto run = [&](typename BackwardPasses<Real>::Pass pass) {
       parallel_for(static_cast<std::int64_t>(groups), threads, [&](std::int64_t index) {
         const std::size_t group = static_cast<std::size_t>(index);
         const std::size_t begin = group * chunks.size() / groups;
@@ -304,7 +305,7 @@ class Program {
         }
       });
     };
-    const auto correct = [&](const Matrix<const float>& scale_SC, std::vector<float>& correction) {
+    const auto correct = [&](const Matrix<const Real>& scale_SC, std::vector<Real>& correction) {
       std::vector<double> totals(segments * columns);
       for (std::size_t i = 0; i < chunks.size(); ++i) {
         for (std::size_t c = 0; c < columns; ++c) {
@@ -315,7 +316,7 @@ class Program {
       for (std::size_t s = 0; s < segments; ++s) {
         for (std::size_t c = 0; c < columns; ++c) {
           const double scale = static_cast<double>(scale_SC(s, c));
-          correction[s * columns + c] = static_cast<float>(
+          correction[s * columns + c] = static_cast<Real>(
               static_cast<double>(kappa_S(s)) * scale * scale * totals[s * columns + c]);
         }
       }
@@ -329,15 +330,15 @@ class Program {
     for (std::size_t group = 1; group < groups; ++group) {
       for (std::size_t i = 0; i < group_size; ++i) sums[i] += sums[group * group_size + i];
     }
-    float* out = d_theta.data();
+    Real* out = d_theta.data();
     for (std::size_t i = 0; i < size; ++i) out[i] = 0;
     if (groups == 0) return;
     const int channels = config_.channels, features = 2 * config_.decays;
-    float* pre = out;
-    float* lstm = pre + channels * (features + 1);
-    float* adam = lstm + 4 * channels * (2 * channels + 1);
-    float* post = adam + 2 * channels * (2 * channels + 1);
-    float* var = post + channels * (channels + 1);
+    Real* pre = out;
+    Real* lstm = pre + channels * (features + 1);
+    Real* adam = lstm + 4 * channels * (2 * channels + 1);
+    Real* post = adam + 2 * channels * (2 * channels + 1);
+    Real* var = post + channels * (channels + 1);
     unpad(sums.data() + layout.pre(), channels, features, layout.short_(), pre,
           pre + channels * features);
     unpad(sums.data() + layout.lstm(), 4 * channels, 2 * channels, layout.wide(), lstm,
@@ -356,12 +357,12 @@ class Program {
   static constexpr std::size_t MAX_GROUPS = 64;
 
   std::size_t width() const { return static_cast<std::size_t>(config_.channels); }
-  const Passes& passes() const { return config_.bfloat16 ? kernels_.bfloat16 : kernels_.float32; }
+  const Passes<Real>& passes() const { return bfloat16_ ? kernels_.bfloat16 : kernels_.plain; }
 
   // States come as bytes, so that one signature serves both storage types.
   template <class T>
   void check_state(const Plan& plan, const Array<T>& state) const {
-    const std::size_t number = config_.bfloat16 ? 2 : 4;
+    const std::size_t number = bfloat16_ ? 2 : sizeof(Real);
     const std::size_t tile = static_cast<std::size_t>(config_.rows()) * TILE * number;
     require(state.size() >= static_cast<std::size_t>(plan.tiles()) * tile,
             "the state has too few tiles");
@@ -372,16 +373,16 @@ class Program {
             "a vector over the coordinates is too short");
   }
 
-  void check_scale(const Plan& plan, const Matrix<const float>& scale_SC) const {
+  void check_scale(const Plan& plan, const Matrix<const Real>& scale_SC) const {
     require(static_cast<std::int64_t>(scale_SC.shape(0)) >= plan.segments() &&
                 scale_SC.shape(1) == 2 * width(),
             "scales must be of shape (segments, 2H)");
   }
 
-  std::vector<float> pack(const Plan& plan, const Matrix<const float>& scale_SC,
-                          const Packing& packing) const {
+  std::vector<Real> pack(const Plan& plan, const Matrix<const Real>& scale_SC,
+                          const Packing<Real>& packing) const {
     const std::int64_t each = packing.size(config_);
-    std::vector<float> packed(static_cast<std::size_t>(each * plan.segments()));
+    std::vector<Real> packed(static_cast<std::size_t>(each * plan.segments()));
     for (std::int64_t s = 0; s < plan.segments(); ++s) {
       packing.pack(config_, theta_, scale_SC.data() + s * 2 * config_.channels,
                    packed.data() + s * each);
@@ -404,19 +405,40 @@ class Program {
   }
 
   // Copies a padded matrix of weights, and its last column, the biases.
-  static void unpad(const float* sum_JK, int outputs, int inputs, int stride, float* weight,
-                    float* bias) {
+  static void unpad(const Real* sum_JK, int outputs, int inputs, int stride, Real* weight,
+                    Real* bias) {
     for (int j = 0; j < outputs; ++j) {
       for (int k = 0; k < inputs; ++k) weight[j * inputs + k] = sum_JK[j * stride + k];
       bias[j] = sum_JK[j * stride + inputs];
     }
   }
 
-  const Kernels& kernels_;
+  const Kernels<Real>& kernels_;
+  bool bfloat16_;
   Config config_{};
-  Theta theta_{};
-  std::vector<std::vector<float>> storage_;
+  Theta<Real> theta_{};
+  std::vector<std::vector<Real>> storage_;
 };
+
+template <class Real>
+void bind_program(nb::module_& module, const char* name) {
+  using P = Program<Real>;
+  nb::class_<P>(module, name)
+      .def(nb::init<int, const std::vector<double>&, double, bool,
+                    const std::vector<Array<const Real>>&, const std::string&>())
+      .def("features", &P::features)
+      .def("squares", &P::squares)
+      .def("state_cell", &P::state_cell)
+      .def("adam_cell", &P::adam_cell, nb::arg("plan"), nb::arg("steps"), nb::arg("state"),
+           nb::arg("new_state"), nb::arg("grad"), nb::arg("scale"), nb::arg("sums"),
+           nb::arg("mean"), nb::arg("log_var").none(), nb::arg("direction").none(),
+           nb::arg("threads"))
+      .def("backward", &P::backward, nb::arg("plan"), nb::arg("steps"), nb::arg("state"),
+           nb::arg("new_state"), nb::arg("grad"), nb::arg("state_scale"), nb::arg("adam_scale"),
+           nb::arg("kappa"), nb::arg("d_mean"), nb::arg("d_log_var").none(),
+           nb::arg("d_new_state").none(), nb::arg("d_state"), nb::arg("d_theta"),
+           nb::arg("threads"));
+}
 
 }  // namespace
 }  // namespace hyperadam
@@ -430,19 +452,6 @@ NB_MODULE(_cpu, module) {
   module.def("instruction_sets", &instruction_sets);
   nb::class_<Plan>(module, "Plan")
       .def(nb::init<Matrix<const std::int64_t>, Vector<const std::int64_t>, Vector<const bool>>());
-  nb::class_<Program>(module, "Program")
-      .def(nb::init<int, const std::vector<double>&, float, bool,
-                    const std::vector<Array<const float>>&, const std::string&>())
-      .def("features", &Program::features)
-      .def("squares", &Program::squares)
-      .def("state_cell", &Program::state_cell)
-      .def("backward", &Program::backward, nb::arg("plan"), nb::arg("steps"), nb::arg("state"),
-           nb::arg("new_state"), nb::arg("grad"), nb::arg("state_scale"), nb::arg("adam_scale"),
-           nb::arg("kappa"), nb::arg("d_mean"), nb::arg("d_log_var").none(),
-           nb::arg("d_new_state").none(), nb::arg("d_state"), nb::arg("d_theta"),
-           nb::arg("threads"))
-      .def("adam_cell", &Program::adam_cell, nb::arg("plan"), nb::arg("steps"), nb::arg("state"),
-           nb::arg("new_state"), nb::arg("grad"), nb::arg("scale"), nb::arg("sums"),
-           nb::arg("mean"), nb::arg("log_var").none(), nb::arg("direction").none(),
-           nb::arg("threads"));
+  bind_program<float>(module, "Program32");
+  bind_program<double>(module, "Program64");
 }

@@ -17,7 +17,7 @@ namespace hyperadam {
 constexpr int TILE = 32;
 constexpr int MAX_CHANNELS = 32;
 constexpr int MAX_DECAYS = 8;
-constexpr std::int64_t CHUNK_TILES = 32;  // tiles whose sums are gathered in float32
+constexpr std::int64_t CHUNK_TILES = 32;  // tiles whose sums are gathered lane by lane
 
 struct Part {
   std::int64_t first_tile;
@@ -43,9 +43,8 @@ struct Config {
   int channels;
   int decays;
   double decay[MAX_DECAYS];
-  float bound;  // of the candidates; 0: none
+  double bound;  // of the candidates; 0: none
   bool var_block;
-  bool bfloat16;  // storage of the state
 
   int rows() const { return 2 * decays + 6 * channels; }
   int row_h() const { return 2 * decays; }
@@ -57,43 +56,47 @@ struct Config {
 };
 
 // Meta-parameters, row-major, under short forms of the authors' names.
+template <class Real>
 struct Theta {
-  const float* pre_weight;
-  const float* pre_bias;
-  const float* lstm_weight;
-  const float* lstm_bias;
-  const float* adam_weight;
-  const float* adam_bias;
-  const float* post_weight;
-  const float* post_bias;
-  const float* var_weight;  // null without a VarBlock
-  const float* var_bias;
+  const Real* pre_weight;
+  const Real* pre_bias;
+  const Real* lstm_weight;
+  const Real* lstm_bias;
+  const Real* adam_weight;
+  const Real* adam_bias;
+  const Real* post_weight;
+  const Real* post_bias;
+  const Real* var_weight;  // null without a VarBlock
+  const Real* var_bias;
 };
 
+template <class Real>
 struct Features {
   const void* state;
-  const float* grad;
+  const Real* grad;
   double* sums_H;  // of x squared, per chunk
   bool* finite;    // per chunk
 };
 
+template <class Real>
 struct StateCell {
   const void* state;
   void* new_state;
-  const float* grad;
-  const float* weights;  // of each segment, packed by pack_state_cell
+  const Real* grad;
+  const Real* weights;  // of each segment, packed by pack_state_cell
   double* sums_H;        // of the new h squared, per chunk
 };
 
+template <class Real>
 struct AdamCell {
   const void* state;
   void* new_state;  // whose h is read
-  const float* grad;
-  const float* weights;  // of each segment, packed by pack_adam_cell
+  const Real* grad;
+  const Real* weights;  // of each segment, packed by pack_adam_cell
   double* sums_H;        // of the new m squared, per chunk
-  float* mean;
-  float* log_var;    // null without a VarBlock
-  float* direction;  // null: not wanted
+  Real* mean;
+  Real* log_var;    // null without a VarBlock
+  Real* direction;  // null: not wanted
 };
 
 // The backward passes go through a step's cells in reverse, with states of float32. `d_` is the
@@ -103,25 +106,26 @@ struct AdamCell {
 // unit_columns gives u = y s with s = (sum of y squared [/ N] + eps)^(-1/2), so for G = d_u
 //   d_y = s G - kappa y s^2 Q,  Q = sum over N of (s G) y,  kappa = 1, or 1 / N for the mean;
 // a pass writes the first term and gathers Q, and the next one subtracts the second.
+template <class Real>
 struct BackwardJob {
-  const float* state;        // before the step
-  const float* new_state;    // after it
-  const float* grad;
-  const float* d_mean;
-  const float* d_log_var;    // null without a VarBlock
-  const float* d_new_state;  // null: zero
-  float* d_state;
-  float* d_x;                    // H rows a tile
-  const float* state_weights;    // of each segment, packed for the forward pass
-  const float* adam_weights;
-  const float* state_transposed;  // of each segment, packed by pack_state_transposed
-  const float* adam_transposed;
-  const float* adam_correction_SC;   // kappa s^2 Q of [m, h], when it is known
-  const float* state_correction_SC;  // of [x, h before the step]
-  const float* adam_scale_SC;
-  const float* state_scale_SC;
+  const Real* state;        // before the step
+  const Real* new_state;    // after it
+  const Real* grad;
+  const Real* d_mean;
+  const Real* d_log_var;    // null without a VarBlock
+  const Real* d_new_state;  // null: zero
+  Real* d_state;
+  Real* d_x;                    // H rows a tile
+  const Real* state_weights;    // of each segment, packed for the forward pass
+  const Real* adam_weights;
+  const Real* state_transposed;  // of each segment, packed by pack_state_transposed
+  const Real* adam_transposed;
+  const Real* adam_correction_SC;   // kappa s^2 Q of [m, h], when it is known
+  const Real* state_correction_SC;  // of [x, h before the step]
+  const Real* adam_scale_SC;
+  const Real* state_scale_SC;
   double* sums_C;    // Q of each chunk
-  float* d_theta;    // of each group of chunks, in the layout of ThetaGradient
+  Real* d_theta;    // of each group of chunks, in the layout of ThetaGradient
 };
 
 // Where the gradients of a group of chunks lie: matrices whose rows are outputs and whose columns are
