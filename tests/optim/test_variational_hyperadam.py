@@ -730,7 +730,8 @@ def test_numbers_of_numpy_become_plain():
     )  # fmt: skip
     train(optimizer, params, 1)
     assert_equal(
-        [through_a_file(optimizer.state_dict())["state"][0]["m"]], [state_of(optimizer, params[0])["m"]]
+        [through_a_file(optimizer.state_dict())["state"][0]["m"]],
+        [state_of(optimizer, params[0])["m"]],
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,11 +14,12 @@ from hyperadam.kernels.tiled import Lanes
 from hyperadam.kernels.tiles import Part, TileLayout
 from hyperadam.rule import Theta, VariationalHyperAdamRule
 
+_cpu: Any = None
+_reason: str | None = None
 try:
-    from hyperadam.kernels import _cpu
+    _cpu = importlib.import_module("hyperadam.kernels._cpu")
 except ImportError as error:  # installed where there was no compiler
-    _cpu = None
-    _IMPORT_ERROR = str(error)
+    _reason = f"it was not built when hyperadam was installed ({error})"
 
 THETA_ORDER = (
     "pre_linear.weight",
@@ -35,9 +37,7 @@ THETA_ORDER = (
 
 def why_not() -> str | None:
     """Why the kernel is not there; None where it is."""
-    if _cpu is None:
-        return f"it was not built when hyperadam was installed ({_IMPORT_ERROR})"
-    return None
+    return _reason
 
 
 def instruction_sets() -> list[str]:

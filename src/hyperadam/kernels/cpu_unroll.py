@@ -60,7 +60,7 @@ class Tape:
         self.kept: dict[int, Tensor] = {}
         """States before steps; the last state of all too."""
 
-    def _steps_P(self, index: int) -> Tensor:
+    def _steps(self, index: int) -> Tensor:
         return torch.full((self.num_parts,), self.taken + index + 1)
 
     def _lanes(self, grad: Tensor) -> Lanes:
@@ -70,7 +70,7 @@ class Tape:
     def forward(self, tiles: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """One more step: the state after it, mean and log-variance over all lanes."""
         passes, plan, index = self.passes, self.plan, len(self.grads)
-        steps_P, finite = self._steps_P(index), torch.tensor(True)
+        steps_P, finite = self._steps(index), torch.tensor(True)
         x_SH, _ = passes.features(plan, steps_P, tiles, grad)
         if self.squares is None:
             self.squares = (
@@ -98,12 +98,10 @@ class Tape:
 
     def _again(self, index: int, tiles: Tensor) -> Tensor:
         """The state after a step that was taken before."""
-        grad, steps_P, finite = self.grads[index], self._steps_P(index), torch.tensor(True)
+        grad, steps_P, finite = self.grads[index], self._steps(index), torch.tensor(True)
         state_scale, adam_scale = self.scales[index]
         new_tiles = torch.empty_like(tiles)
-        self.passes.state_cell(
-            self.plan, steps_P, tiles, new_tiles, grad, state_scale, finite
-        )
+        self.passes.state_cell(self.plan, steps_P, tiles, new_tiles, grad, state_scale, finite)
         self.passes.adam_cell(
             self.plan, steps_P, tiles, new_tiles, self._lanes(grad), adam_scale, finite
         )
@@ -126,7 +124,10 @@ class Tape:
         d_mean: Tensor | None,
         d_log_var: Tensor | None,
     ) -> tuple[Tensor, list[Tensor]]:
-        """Gradients of a step, which must come in the order from the last to the first."""
+        """Gradients with respect to the state before a step and theta, from those after it.
+
+        Any order of steps gives the same; from the last to the first is the fast one.
+        """
         tiles, new_tiles = self._state(index), self._state(index + 1)
         grad = self.grads[index]
         d_tiles = torch.empty_like(tiles)  # a plan of all parts writes all of it
@@ -136,7 +137,7 @@ class Tape:
         d_var = zeros if d_log_var is None else d_log_var.contiguous()
         self.passes.program.backward(
             self.plan,
-            self._steps_P(index),
+            self._steps(index),
             tiles,
             new_tiles,
             grad,
@@ -150,8 +151,8 @@ class Tape:
             d_theta,
             torch.get_num_threads(),
         )
-        if index + 1 < len(self.grads) and index % self.every == self.every - 1:
-            del self.kept[index + 1]  # the segment behind is done with
+        if (index + 1) % self.every != 0:  # made again here, and done with
+            self.kept.pop(index + 1, None)
         return d_tiles, list(d_theta.split(self.sizes))
 
 

@@ -47,9 +47,7 @@ def step_function(rule: Rule, backend: str = "auto") -> StepFunction:
     return rule.step
 
 
-def why_not(
-    backend: str, rule: Rule, dtype: torch.dtype, device: torch.device
-) -> str | None:
+def why_not(backend: str, rule: Rule, dtype: torch.dtype, device: torch.device) -> str | None:
     """Why a backend can't serve; None where it can.
 
     Args:

@@ -152,7 +152,10 @@ class FusedTiledRule(TiledRule):
         if finite.device.type == "cpu" and not bool(finite):
             return finite
         if state.squares is None or state.squares_of != self._parts:
-            state.squares = tuple(passes.squares(plan, tiles, name) for name in ("h_NLH", "m_NH"))
+            state.squares = (
+                passes.squares(plan, tiles, "h_NLH"),
+                passes.squares(plan, tiles, "m_NH"),
+            )
             state.squares_of = self._parts
         old_h_SH, old_m_SH = state.squares
         scale = column_scales(torch.cat([x_SH, old_h_SH], -1), counts_S, passes.rule, dtype, reduce)

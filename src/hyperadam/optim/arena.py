@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hyperadam.errors import OutOfMemoryError
-from hyperadam.kernels import TILE, Lanes, Part, TiledState, TileLayout, lay_out
+from hyperadam.kernels import TILE, Lanes, TiledState, TileLayout, lay_out
 from hyperadam.rule import Rule
 
 

@@ -237,8 +237,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
             raise ConfigError("state_dtype='bfloat16' does not go with parameters of float64")
         rule = self.weights.rule
         theta = {
-            name: value.to(device=device, dtype=dtype)
-            for name, value in self.weights.theta.items()
+            name: value.to(device=device, dtype=dtype) for name, value in self.weights.theta.items()
         }
         tiled = tiled_rule(rule, theta, backend=self.backend, state_dtype=state_dtype)
         arena = Arena(params, rule, dtype, state_dtype)
@@ -465,9 +464,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         if not saved:
             return
         layout = TileLayout.of(self.weights.rule)
-        shapes = {
-            key: (*param.shape, *layout.widths[field]) for field, key in keys(layout).items()
-        }
+        shapes = {key: (*param.shape, *layout.widths[field]) for field, key in keys(layout).items()}
         shapes["step"] = ()
         require(
             set(saved) == set(shapes),

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal
 
-from hyperadam.optim.arena import as_real
 from hyperadam.optim.learned_optimizer import LearnedOptimizer
 from hyperadam.rule import VariationalHyperAdamRule
 

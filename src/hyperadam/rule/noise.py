@@ -84,7 +84,9 @@ def _sin_cos_turn(word: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _box_muller(word0: Tensor, word1: Tensor) -> tuple[Tensor, Tensor]:
-    radius = torch.sqrt(_log_unit(word0) * -2.0)
+    # torch.sqrt is not always rounded correctly in float32 (with MKL it is not); rounding a square
+    # root in float64 is, since none lies so near the middle between two numbers of float32.
+    radius = (_log_unit(word0) * -2.0).to(torch.float64).sqrt().to(torch.float32)
     sine, cosine = _sin_cos_turn(word1)
     return radius * cosine, radius * sine
 
