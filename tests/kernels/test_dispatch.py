@@ -1,18 +1,85 @@
 from __future__ import annotations
 
+import warnings
+
 import pytest
+import torch
 
+from conftest import random_theta
 from hyperadam.errors import ConfigError
-from hyperadam.kernels import step_function
-from hyperadam.rule import VariationalHyperAdamRule
+from hyperadam.kernels import choose_backend, cpu, dispatch, tiled_rule
+from hyperadam.kernels.fused import FusedTiledRule
+from hyperadam.kernels.tiled import ReferenceTiledRule
+from hyperadam.rule import RULES, HyperAdamRule, VariationalHyperAdamRule
+
+CPU = torch.device("cpu")
 
 
-def test_auto_and_reference_are_the_rules_own_step():
-    rule = VariationalHyperAdamRule()
-    assert step_function(rule) == rule.step
-    assert step_function(rule, "reference") == rule.step
+@pytest.fixture(autouse=True)
+def nothing_told(monkeypatch):
+    monkeypatch.setattr(dispatch, "_told", set())
+
+
+def choose(backend, rule, dtype=torch.float32, device=CPU):
+    return choose_backend(backend, rule, dtype, device)
+
+
+def test_auto_takes_the_kernel_where_it_serves():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for channels in (1, 4, 20, 32):
+            assert choose("auto", VariationalHyperAdamRule(channels=channels)) == "cpu"
+        assert choose("auto", VariationalHyperAdamRule(), torch.float64) == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("rule", "reason"),
+    [
+        (VariationalHyperAdamRule(channels=33), "at most 32 channels, not 33"),
+        (VariationalHyperAdamRule(state_layers=2), "one state layer, not 2"),
+        (VariationalHyperAdamRule(moment_decays=(0.5,) * 9), "at most 8 moment decays, not 9"),
+        (HyperAdamRule(), "serves variational-hyperadam only, not hyperadam"),
+    ],
+)
+def test_auto_takes_the_reference_for_others_and_says_so_once(rule, reason):
+    with pytest.warns(RuntimeWarning, match=f"reference backend.*{reason}"):
+        assert choose("auto", rule) == "reference"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert choose("auto", rule) == "reference"
+    with pytest.raises(ConfigError, match=f"backend 'cpu' can't serve: .*{reason}"):
+        choose("cpu", rule)
+
+
+def test_where_the_kernel_was_not_built(monkeypatch):
+    monkeypatch.setattr(cpu, "_reason", "it was not built")
+    rule = VariationalHyperAdamRule(channels=4)
+    with pytest.warns(RuntimeWarning, match="it was not built"):
+        tiled = tiled_rule(rule, random_theta(rule))
+    assert isinstance(tiled, ReferenceTiledRule)
+    with pytest.raises(ConfigError, match="can't serve: it was not built"):
+        tiled_rule(rule, random_theta(rule), backend="cpu")
+
+
+def test_the_reference_serves_all():
+    for rule_class in RULES.values():
+        for dtype in (torch.float32, torch.float64):
+            assert choose("reference", rule_class(), dtype) == "reference"
+
+
+def test_a_backend_is_refused_on_another_device():
+    with pytest.raises(ConfigError, match="runs on the CPU, not on cuda"):
+        choose("cpu", VariationalHyperAdamRule(), device=torch.device("cuda"))
+
+
+def test_tiled_rule_of_each_backend():
+    rule = VariationalHyperAdamRule(channels=4)
+    theta = random_theta(rule)
+    assert isinstance(tiled_rule(rule, theta, backend="reference"), ReferenceTiledRule)
+    for backend in ("auto", "cpu"):
+        assert isinstance(tiled_rule(rule, theta, backend=backend), FusedTiledRule)
 
 
 def test_unknown_backend():
     with pytest.raises(ConfigError, match="unknown backend 'referense': did you mean 'reference'"):
-        step_function(VariationalHyperAdamRule(), "referense")
+        choose("referense", VariationalHyperAdamRule())

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import threading
 
 import pytest
 import torch
 
 from conftest import random_theta
-from hyperadam.kernels import TileLayout, cpu, tiled_rule
+from hyperadam.kernels import TileLayout, cpu
 from hyperadam.kernels.fused import FusedTiledRule
 from hyperadam.kernels.tiled import ReferenceTiledRule
+from hyperadam.rule import RULES as RULE_CLASSES
 from hyperadam.rule import VariationalHyperAdamRule, standard_normal
 from kernels.stepping import Stepper
 
@@ -195,8 +197,6 @@ def test_parts_may_be_at_different_steps(kernel):
 
 def test_shards_that_reduce_step_as_one(kernel):
     """Two halves whose sums are added by the reduction give the step of the whole."""
-    import threading
-
     rule = dataclasses.replace(RULES["paper"], column_norm="rms")
     theta = random_theta(rule)
     counts = [64, 40]
@@ -299,10 +299,8 @@ def test_bfloat16_state_is_rounded_as_in_the_reference(kernel):
         assert same > 0.99, name  # all but those that float32's own rounding moves over an edge
 
 
-def test_other_rules_have_the_reference_alone():
-    from hyperadam.rule import RULES as ALL
-
-    for name, rule_class in ALL.items():
+def test_other_rules_by_the_reference():
+    for name, rule_class in RULE_CLASSES.items():
         rule = rule_class(channels=4)
         tiled = ReferenceTiledRule(rule, random_theta(rule))
         stepper = Stepper(tiled, rule, [10, 40])
@@ -316,11 +314,3 @@ def test_other_rules_have_the_reference_alone():
         assert TileLayout.of(rule).num_rows == sum(
             torch.Size(w).numel() for w in rule.state_widths().values()
         )
-
-
-def test_tiled_rule_of_each_backend():
-    rule = RULES["small"]
-    theta = random_theta(rule)
-    assert isinstance(tiled_rule(rule, theta, backend="reference"), ReferenceTiledRule)
-    for backend in ("auto", "cpu"):
-        assert isinstance(tiled_rule(rule, theta, backend=backend), FusedTiledRule)

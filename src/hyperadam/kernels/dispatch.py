@@ -67,6 +67,10 @@ def choose_backend(backend: str, rule: Rule, dtype: torch.dtype, device: torch.d
     """The backend that a choice means: the choice itself, or for ``"auto"`` the device's kernel,
     and where that can't serve, with one warning for each reason, the reference.
 
+    Args:
+        backend: a name of :data:`BACKENDS`.
+        rule, dtype, device: see :func:`why_not`.
+
     Raises:
         ConfigError: an unknown backend, or one that can't serve.
     """

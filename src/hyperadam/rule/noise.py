@@ -129,10 +129,19 @@ def standard_normal(
 def rounding_words(
     seed: int, step: int, start: int, count: int, *, device: torch.device | None = None
 ) -> Tensor:
-    """One random 32-bit word a coordinate, for the rounding of its state; int64 of shape (count,).
+    """One random 32-bit word a coordinate, for the rounding of its state.
 
     The first word of Philox at the counter (coordinate, step), with the step's top bit set, which
     the counters of :func:`standard_normal` never have.
+
+    Args:
+        seed: 0 to 2^63 - 1.
+        step: 0 or more.
+        start, count: the range of coordinates.
+        device: where to compute them.
+
+    Returns:
+        int64 of shape (count,).
     """
     coordinates = torch.arange(start, start + count, device=device)
     steps = torch.full_like(coordinates, step & _WORD)
