@@ -91,44 +91,64 @@ struct Backward {
   }
 
   // Rows of a tile as coordinates by columns, with a column of ones behind them for the bias.
+  // `stride` is a multiple of the vector's length.
   static void transpose(const Real* rows_KT, int count, int stride, Real* out_TK) {
-    for (int lane = 0; lane < TILE; ++lane) {
-      Real* out = out_TK + lane * stride;
-      for (int k = 0; k < count; ++k) out[k] = rows_KT[k * TILE + lane];
-      out[count] = 1.0;
-      for (int k = count + 1; k < stride; ++k) out[k] = 0.0;
+    for (int first = 0; first < stride; first += LANES) {
+      for (int lane = 0; lane < TILE; lane += LANES) {
+        F block[LANES];
+        for (int k = 0; k < LANES; ++k) {
+          block[k] = first + k < count ? at(rows_KT + (first + k) * TILE, lane)
+                                       : F(first + k == count ? 1.0 : 0.0);
+        }
+        xsimd::transpose(block, block + LANES);
+        for (int k = 0; k < LANES; ++k) {
+          block[k].store_unaligned(out_TK + (lane + k) * stride + first);
+        }
+      }
     }
   }
 
-  template <int V>
+  // J rows of outer, for V vectors of inputs.
+  template <int J, int V>
   static void outer_block(const Real* d_JT, const Real* in_TK, int stride, Real* sum) {
-    F total[4][V];
-    for (int j = 0; j < 4; ++j) {
+    F total[J][V];
+    for (int j = 0; j < J; ++j) {
       for (int v = 0; v < V; ++v) total[j][v] = at(sum + j * stride, v * LANES);
     }
     for (int lane = 0; lane < TILE; ++lane) {
       F in[V];
       for (int v = 0; v < V; ++v) in[v] = at(in_TK + lane * stride, v * LANES);
-      for (int j = 0; j < 4; ++j) {
+      for (int j = 0; j < J; ++j) {
         const F d(d_JT[j * TILE + lane]);
         for (int v = 0; v < V; ++v) total[j][v] = xsimd::fma(d, in[v], total[j][v]);
       }
     }
-    for (int j = 0; j < 4; ++j) {
+    for (int j = 0; j < J; ++j) {
       for (int v = 0; v < V; ++v) total[j][v].store_unaligned(sum + j * stride + v * LANES);
     }
   }
 
+  template <int J>
+  static void outer_rows(const Real* d_JT, const Real* in_TK, int stride, Real* sum) {
+    int k = 0;
+    for (; k + 3 * LANES <= stride; k += 3 * LANES) {
+      outer_block<J, 3>(d_JT, in_TK + k, stride, sum + k);
+    }
+    for (; k + 2 * LANES <= stride; k += 2 * LANES) {
+      outer_block<J, 2>(d_JT, in_TK + k, stride, sum + k);
+    }
+    for (; k < stride; k += LANES) outer_block<J, 1>(d_JT, in_TK + k, stride, sum + k);
+  }
+
   // sum_JK += d_JT in_TK; `outputs` is a multiple of 4 and `stride` of the vector's length.
   static void outer(const Real* d_JT, int outputs, const Real* in_TK, int stride, Real* sum_JK) {
-    for (int j = 0; j < outputs; j += 4) {
-      int k = 0;
-      for (; k + 3 * LANES <= stride; k += 3 * LANES) {
-        outer_block<3>(d_JT + j * TILE, in_TK + k, stride, sum_JK + j * stride + k);
-      }
-      for (; k < stride; k += LANES) {
-        outer_block<1>(d_JT + j * TILE, in_TK + k, stride, sum_JK + j * stride + k);
-      }
+    constexpr int J = Blocking<Arch>::OUTER_ROWS;
+    int j = 0;
+    for (; j + J <= outputs; j += J) {
+      outer_rows<J>(d_JT + j * TILE, in_TK, stride, sum_JK + j * stride);
+    }
+    for (; j < outputs; j += 4) {
+      outer_rows<4>(d_JT + j * TILE, in_TK, stride, sum_JK + j * stride);
     }
   }
 

@@ -5,6 +5,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <memory>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -273,7 +274,8 @@ class Program {
     const std::size_t groups = chunks.size() < MAX_GROUPS ? chunks.size() : MAX_GROUPS;
     std::vector<Real> sums(groups * group_size);
     std::vector<double> partial(chunks.size() * columns);
-    std::vector<Real> d_x(static_cast<std::size_t>(plan.tiles()) * width() * TILE);
+    const auto d_x = std::make_unique_for_overwrite<Real[]>(
+        static_cast<std::size_t>(plan.tiles()) * width() * TILE);
     std::vector<Real> adam_correction(segments * columns), state_correction(segments * columns);
     const BackwardJob<Real> job{state.data(),
                           new_state.data(),
@@ -282,7 +284,7 @@ class Program {
                           d_log_var ? d_log_var->data() : nullptr,
                           d_new_state ? d_new_state->data() : nullptr,
                           d_state.data(),
-                          d_x.data(),
+                          d_x.get(),
                           state_weights.data(),
                           adam_weights.data(),
                           state_transposed.data(),

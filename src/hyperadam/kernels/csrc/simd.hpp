@@ -18,6 +18,7 @@ struct Blocking {
   static constexpr int VECTORS = 1;
   static constexpr int STATE_CHANNELS = 2;
   static constexpr int ADAM_CHANNELS = 4;
+  static constexpr int OUTER_ROWS = 4;
 };
 
 template <>
@@ -25,6 +26,7 @@ struct Blocking<xsimd::avx512bw> {
   static constexpr int VECTORS = 2;
   static constexpr int STATE_CHANNELS = 2;
   static constexpr int ADAM_CHANNELS = 3;
+  static constexpr int OUTER_ROWS = 8;
 };
 
 struct bfloat16 {
