@@ -8,6 +8,7 @@ from typing import Literal
 from torch import Tensor
 
 from hyperadam.errors import ConfigError, unknown_name
+from hyperadam.kernels.differentiable import DifferentiableRule, ReferenceRule
 from hyperadam.rule import Reduce, Rule, RuleState, Theta, UpdateDistribution
 
 Backend = Literal["auto", "reference"]
@@ -29,6 +30,24 @@ def step_function(rule: Rule, backend: str = "auto") -> StepFunction:
     Raises:
         ConfigError: an unknown backend.
     """
+    _check(backend)
+    return rule.step
+
+
+def differentiable_rule(rule: Rule, backend: str = "auto") -> DifferentiableRule:
+    """The steps of ``rule`` that can be differentiated by theta, in the chosen backend.
+
+    Args:
+        rule: the update rule.
+        backend: as in :func:`step_function`.
+
+    Raises:
+        ConfigError: an unknown backend.
+    """
+    _check(backend)
+    return ReferenceRule(rule)
+
+
+def _check(backend: str) -> None:
     if backend not in BACKENDS:
         raise ConfigError(unknown_name("backend", backend, BACKENDS))
-    return rule.step
