@@ -30,6 +30,8 @@ class MetaTrainConfig:
         unroll_length: inner steps that are backpropagated through.
         trajectory_length: inner steps of an inner run; a multiple of ``unroll_length``.
         inner_runs: how many inner runs.
+        tasks_per_step: B, how many inner runs are unrolled side by side, for one meta-gradient;
+            ``inner_runs`` is a multiple of it.
         lr: inner learning rate, which the weights will recommend.
         kl_weight: λ, the weight of the KL term in the meta-loss.
         meta_lr: learning rate of the meta-optimizer, Adam.
@@ -46,6 +48,7 @@ class MetaTrainConfig:
     unroll_length: int = 20
     trajectory_length: int = 100
     inner_runs: int = 10_000
+    tasks_per_step: int = 1
     lr: float = 1e-3
     kl_weight: float = 1e-4
     meta_lr: float = 1e-4
@@ -55,12 +58,17 @@ class MetaTrainConfig:
 
     def __post_init__(self) -> None:
         check_task_name(self.task)
-        for name in ("unroll_length", "trajectory_length", "inner_runs"):
+        for name in ("unroll_length", "trajectory_length", "inner_runs", "tasks_per_step"):
             self._require(name, getattr(self, name) >= 1, "at least 1")
         self._require(
             "trajectory_length",
             self.trajectory_length % self.unroll_length == 0,
             f"a multiple of unroll_length, {self.unroll_length}",
+        )
+        self._require(
+            "inner_runs",
+            self.inner_runs % self.tasks_per_step == 0,
+            f"a multiple of tasks_per_step, {self.tasks_per_step}",
         )
         for name in ("lr", "meta_lr"):
             value = getattr(self, name)
@@ -85,7 +93,7 @@ class MetaTrainConfig:
 
     @property
     def total_meta_steps(self) -> int:
-        return self.inner_runs * self.unrolls_per_run
+        return self.inner_runs // self.tasks_per_step * self.unrolls_per_run
 
     def to_dict(self) -> dict[str, Any]:
         """The configuration as plain values."""
