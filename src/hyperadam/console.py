@@ -59,18 +59,18 @@ def meta_train_progress() -> Iterator[
     """
     with progress_bar(TextColumn("{task.description}")) as bar:
         task = bar.add_task("", total=None, visible=False)
-        unroll_length = 0
+        inner_steps = 0  # of a meta-step, over all its tasks
 
         def started(trainer: MetaTrainer) -> None:
-            nonlocal unroll_length
-            unroll_length = trainer.config.unroll_length
+            nonlocal inner_steps
+            inner_steps = trainer.config.unroll_length * trainer.config.tasks_per_step
             done, total = len(trainer.history), trainer.config.total_meta_steps
             if done:
                 bar.console.print(f"resuming after meta-step {done}")
             bar.reset(task, total=total, completed=done, visible=True)
 
         def progress(record: MetaStep) -> None:
-            rate = (bar.tasks[task].speed or math.nan) * unroll_length
+            rate = (bar.tasks[task].speed or math.nan) * inner_steps
             bar.update(
                 task,
                 completed=record.index,

@@ -21,6 +21,7 @@ def test_the_paper_preset_is_the_papers_recipe():
         "unroll_length": 20,
         "trajectory_length": 100,
         "inner_runs": 10_000,
+        "tasks_per_step": 1,
         "lr": 1e-3,
         "kl_weight": 1e-4,
         "meta_lr": 1e-4,
@@ -30,6 +31,11 @@ def test_the_paper_preset_is_the_papers_recipe():
     }
     assert paper.total_meta_steps == 50_000
     assert paper.total_meta_steps * paper.unroll_length == 10**6
+
+
+def test_meta_steps_are_shared_by_the_tasks_of_a_step():
+    config = preset("paper").with_overrides(["tasks_per_step=8"])
+    assert config.total_meta_steps == 50_000 // 8
 
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
@@ -88,6 +94,8 @@ def test_overrides():
         ("trajectory_length=30", "multiple of unroll_length, 20"),
         ("inner_runs=0", "inner_runs must be at least 1"),
         ("inner_runs=1.5", "valid integer"),
+        ("tasks_per_step=0", "tasks_per_step must be at least 1"),
+        ("tasks_per_step=3", "inner_runs must be a multiple of tasks_per_step, 3; got 10000"),
         ("convex_dim=-1", "convex_dim must be at least 0"),
         ("meta_grad_clip=0", "meta_grad_clip must be"),
         ("seed=-1", "seed must be"),

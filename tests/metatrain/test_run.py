@@ -89,6 +89,24 @@ def test_what_a_run_leaves(finished):
     assert json.loads((finished / "config.json").read_text())["config"]["seed"] == 0
 
 
+def test_many_tasks_a_step(tmp_path):
+    """Stopped in the middle of a group of runs and resumed, as undisturbed."""
+    config = SMOKE.with_overrides(["tasks_per_step=2", "inner_runs=4"])
+    run_meta_training(tmp_path / "whole", config, LABEL)
+    halted = tmp_path / "halted"
+
+    def stop(record):
+        if record.index == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    assert not run_meta_training(halted, config, LABEL, progress=stop).finished
+    assert run_meta_training(halted, None, None, resume=True).finished
+    assert_same_run(halted, tmp_path / "whole")
+    assert load_weights(halted / "weights.safetensors").steps == 40
+    with (halted / "history.csv").open() as file:
+        assert [int(row["run"]) for row in csv.DictReader(file)] == [0, 0, 2, 2]
+
+
 def test_another_run_is_refused(finished):
     before = {path: path.read_bytes() for path in finished.iterdir() if path.is_file()}
     with pytest.raises(RunError, match="holds a run; --resume"):

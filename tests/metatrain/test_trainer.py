@@ -2,13 +2,24 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 
-from hyperadam.metatrain import MetaTrainer
+from conftest import GOLDEN
+from hyperadam.metatrain import InnerState, MetaTrainer, unroll
 from hyperadam.presets import preset
-from hyperadam.tasks import RandomScaling, SumOfTasks
+from hyperadam.rule import standard_normal
+from hyperadam.tasks import (
+    ConvexTask,
+    RandomScaling,
+    SumOfTasks,
+    derive_seed,
+    make_generator,
+    make_task,
+)
 
+F64 = torch.float64
 SMOKE = preset("smoke")
 
 
@@ -36,27 +47,156 @@ def test_it_learns():
 
 def test_runs_are_fresh_and_repeatable():
     one, two = MetaTrainer(SMOKE), MetaTrainer(SMOKE)
-    first = one.carry.params_N.clone()
+    first = one.carry.params_BN.clone()
     while not one.finished:
         assert one.meta_step() == two.meta_step()
     assert_same(theta_of(one), theta_of(two))
     assert [record.run for record in one.history] == [n // 2 for n in range(20)]
     assert [record.inner_step for record in one.history[:4]] == [5, 10, 5, 10]
-    assert not torch.equal(one.task.tasks[0].scales["linear1.bias"],
-                           MetaTrainer(SMOKE).task.tasks[0].scales["linear1.bias"])  # fmt: skip
-    assert torch.equal(first, MetaTrainer(SMOKE).carry.params_N)
+    last, fresh = (trainer.group.tasks[0].tasks[0] for trainer in (one, MetaTrainer(SMOKE)))
+    assert not torch.equal(last.scales["linear1.bias"], fresh.scales["linear1.bias"])
+    assert torch.equal(first, MetaTrainer(SMOKE).carry.params_BN)
     other = MetaTrainer(dataclasses.replace(SMOKE, seed=1))
-    assert not torch.equal(first, other.carry.params_N)
+    assert not torch.equal(first, other.carry.params_BN)
 
 
-@pytest.mark.parametrize("at", [0, 1, 2, 7, 19, 20])
-def test_state_is_everything(at):
-    undisturbed = MetaTrainer(SMOKE)
+def recipe_written_out(config, meta_steps):
+    """Meta-training of one task at a time as one loop, without config.tasks_per_step.
+
+    Returns:
+        Theta and each meta-step's (meta-loss, norm of the meta-gradient).
+    """
+    rule, task = config.rule, make_task(config.task)
+    theta = rule.init_theta(make_generator(config.seed, "theta"))
+    theta = {name: value.requires_grad_() for name, value in theta.items()}
+    adam = torch.optim.Adam(
+        theta.values(), lr=config.meta_lr, weight_decay=config.meta_weight_decay
+    )
+    seen = []
+    for meta_step in range(meta_steps):
+        run, unroll = divmod(meta_step, config.unrolls_per_run)
+        seed = derive_seed(config.seed, "inner run", run)
+        convex_seed = derive_seed(seed, "convex")
+        inner = SumOfTasks(
+            RandomScaling(task, config.random_scaling, derive_seed(seed, "task")),
+            RandomScaling(
+                ConvexTask(config.convex_dim, convex_seed), config.convex_scaling, convex_seed
+            ),
+        )
+        if unroll == 0:
+            initial = inner.init_params(make_generator(seed, "params"))
+            shapes = {name: value.shape for name, value in initial.items()}
+            params = torch.cat([value.flatten() for value in initial.values()])
+            state = rule.init_state(len(params))
+
+        def loss(params, batch, inner=inner, shapes=shapes):
+            pieces = params.split([shape.numel() for shape in shapes.values()])
+            named = zip(shapes.items(), pieces, strict=True)
+            return inner.loss({name: piece.view(shape) for (name, shape), piece in named}, batch)
+
+        losses, kls = [], []
+        for step in range(unroll * config.unroll_length, (unroll + 1) * config.unroll_length):
+            batch = inner.batch(derive_seed(seed, "data"), step)
+            noise = standard_normal(derive_seed(seed, "noise"), step + 1, 0, len(params))
+            point = params.detach().requires_grad_()
+            (grad,) = torch.autograd.grad(loss(point, batch), point)
+            update, state = rule.step(theta, state, grad)
+            params = params - config.lr * update.sample(noise)
+            losses.append(loss(params, batch))
+            kls.append(rule.kl(update))
+        meta_loss = (torch.stack(losses) + config.kl_weight * torch.stack(kls)).mean()
+        params, state = params.detach(), state.map(torch.Tensor.detach)
+        adam.zero_grad()
+        meta_loss.backward()
+        norm = torch.nn.utils.get_total_norm([value.grad for value in theta.values()])
+        adam.step()
+        seen.append((float(meta_loss.detach()), float(norm)))
+    return theta, seen
+
+
+def test_one_task_at_a_time_has_the_bits_of_the_recipe():
+    trainer = MetaTrainer(SMOKE)
+    for _ in range(6):
+        trainer.meta_step()
+    theta, seen = recipe_written_out(SMOKE, 6)
+    assert_same(theta_of(trainer), theta)
+    assert [(record.meta_loss, record.grad_norm) for record in trainer.history] == seen
+
+
+def test_one_task_at_a_time_is_as_it_was_recorded():
+    """Before there were several tasks a step; other processors round otherwise."""
+    recorded = np.load(GOLDEN / "smoke_metatrain.npz")
+    trainer = MetaTrainer(SMOKE)
+    for _ in range(6):
+        trainer.meta_step()
+    history = np.array([dataclasses.astuple(record) for record in trainer.history], np.float64)
+    np.testing.assert_allclose(history, recorded["history"], rtol=1e-4)
+    for name, value in theta_of(trainer).items():
+        np.testing.assert_allclose(value, recorded[f"theta.{name}"], rtol=0, atol=1e-5)
+
+
+def test_the_meta_gradient_of_many_is_the_mean_of_each():
+    """Four runs side by side, and each by itself: one meta-step in double precision."""
+    four = MetaTrainer(SMOKE.with_overrides(["tasks_per_step=4", "inner_runs=8"]))
+    theta = {name: value.detach().double() for name, value in four.theta.items()}
+    theta = {name: value.requires_grad_() for name, value in theta.items()}
+
+    def meta_gradient(trainer):
+        params = trainer.carry.params_BN.double()
+        result = unroll(
+            trainer.rule, theta, InnerState(params, trainer.rule.init_state(*params.shape, F64)),
+            trainer.group.loss, [trainer.group.batch(step) for step in range(5)],
+            trainer._noise(range(5)).double(), lr=SMOKE.lr, kl_weight=SMOKE.kl_weight,
+        )  # fmt: skip
+        return result.loss_TB, torch.autograd.grad(result.meta_loss, list(theta.values()))
+
+    losses, grads = meta_gradient(four)
+    singles = []
+    for run in range(4):
+        single = MetaTrainer(SMOKE)
+        single.run = run
+        single._begin_runs()
+        singles.append(meta_gradient(single))
+    alone = torch.cat([loss_T1 for loss_T1, _ in singles], dim=1)
+    torch.testing.assert_close(losses, alone, rtol=1e-10, atol=0)
+    for grad, *each in zip(grads, *[own for _, own in singles], strict=True):
+        torch.testing.assert_close(grad, torch.stack(each).mean(0), rtol=1e-10, atol=1e-13)
+
+
+def test_many_tasks_a_step():
+    trainer = MetaTrainer(SMOKE.with_overrides(["tasks_per_step=5"]))
+    alone = MetaTrainer(SMOKE)
+    torch.testing.assert_close(trainer.carry.params_BN[:1], alone.carry.params_BN)
+    while not trainer.finished:
+        assert trainer.meta_step().applied
+    assert [record.run for record in trainer.history] == [0, 0, 5, 5]
+    assert [record.inner_step for record in trainer.history] == [5, 10, 5, 10]
+    assert len(trainer.history) == trainer.config.total_meta_steps
+
+
+def test_checkpoints_from_before_there_were_many_tasks():
+    trainer = MetaTrainer(SMOKE)
+    trainer.meta_step()
+    old = {
+        name: value[0] if name.startswith("inner.") and value.ndim else value
+        for name, value in trainer.state().items()
+    }
+    resumed = MetaTrainer(SMOKE)
+    resumed.load_state(old)
+    assert resumed.meta_step() == trainer.meta_step()
+
+
+@pytest.mark.parametrize(
+    ("tasks", "at"), [*[(1, at) for at in (0, 1, 2, 7, 19, 20)], (2, 1), (5, 2), (2, 10)]
+)
+def test_state_is_everything(tasks, at):
+    config = SMOKE.with_overrides([f"tasks_per_step={tasks}"])
+    undisturbed = MetaTrainer(config)
     for _ in range(at):
         undisturbed.meta_step()
     saved = {name: value.clone() for name, value in undisturbed.state().items()}
-    resumed = MetaTrainer(SMOKE)
-    if at < 20:
+    resumed = MetaTrainer(config)
+    if at < config.total_meta_steps:
         resumed.meta_step()  # whatever it held before is gone
     resumed.load_state(saved)
     while not undisturbed.finished:
@@ -86,15 +226,18 @@ def test_clipping():
     assert float(norm) == pytest.approx(1e-3, rel=1e-3)
 
 
-def test_a_meta_gradient_that_is_not_finite_is_left_out():
-    trainer = MetaTrainer(SMOKE)
-    trainer.carry = dataclasses.replace(trainer.carry, params_N=trainer.carry.params_N * torch.nan)
+@pytest.mark.parametrize("tasks", [1, 2])
+def test_a_meta_gradient_that_is_not_finite_is_left_out(tasks):
+    trainer = MetaTrainer(SMOKE.with_overrides([f"tasks_per_step={tasks}"]))
+    params_BN = trainer.carry.params_BN.clone()
+    params_BN[-1] = torch.nan
+    trainer.carry = dataclasses.replace(trainer.carry, params_BN=params_BN)
     before = theta_of(trainer)
     record = trainer.meta_step()
     assert not record.applied
     assert_same(theta_of(trainer), before)
     following = trainer.meta_step()
-    assert (following.run, following.inner_step, following.applied) == (1, 5, True)
+    assert (following.run, following.inner_step, following.applied) == (tasks, 5, True)
 
 
 @pytest.mark.parametrize(
@@ -107,20 +250,22 @@ def test_a_meta_gradient_that_is_not_finite_is_left_out():
         (["convex_dim=0", "random_scaling=0"], "MLPTask"),
     ],
 )
-def test_inner_tasks(overrides, kinds):
+@pytest.mark.parametrize("tasks", [1, 2])
+def test_inner_tasks(overrides, kinds, tasks):
     def kind(task):
         if isinstance(task, SumOfTasks):
             return " ".join(["sum", *map(kind, task.tasks)])
         return "scaled" if isinstance(task, RandomScaling) else type(task).__name__
 
-    trainer = MetaTrainer(SMOKE.with_overrides(overrides))
-    assert kind(trainer.task) == kinds
+    trainer = MetaTrainer(SMOKE.with_overrides([*overrides, f"tasks_per_step={tasks}"]))
+    assert kind(trainer.group.tasks[0]) == kinds
     assert trainer.meta_step().applied
 
 
-def test_every_rule_can_be_meta_trained(rule_name):
+@pytest.mark.parametrize("tasks", [1, 2])
+def test_every_rule_can_be_meta_trained(rule_name, tasks):
     config = SMOKE.with_overrides([f"rule={rule_name}", "rule.channels=3", "inner_runs=2"])
-    trainer = MetaTrainer(config)
+    trainer = MetaTrainer(config.with_overrides([f"tasks_per_step={tasks}"]))
     before = theta_of(trainer)
     while not trainer.finished:
         assert trainer.meta_step().applied

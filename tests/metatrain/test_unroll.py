@@ -4,62 +4,96 @@ import pytest
 import torch
 
 from conftest import random_theta
+from hyperadam.kernels import ReferenceRule
 from hyperadam.metatrain import InnerState, unroll
 from hyperadam.rule import VariationalHyperAdamRule, standard_normal
 
 F64 = torch.float64
-RULE = VariationalHyperAdamRule(channels=3)
+RULE = ReferenceRule(VariationalHyperAdamRule(channels=3))
 N = 5
 
 
 def loss(w, batch):
-    return (w - batch).pow(4).mean()
+    return (w - batch).pow(4).mean(dim=-1)
 
 
-def do_unroll(theta, length, carry=None, start=0, **settings):
-    carry = carry or InnerState(torch.linspace(-1, 1, N, dtype=F64), RULE.init_state(N, dtype=F64))
-    noise = standard_normal(0, torch.arange(start, start + length), 0, N, dtype=F64)
-    batches = [torch.tensor(0.1 * step, dtype=F64) for step in range(start, start + length)]
+def theta_with_grad(dtype=F64, seed=0):
+    theta = random_theta(RULE.rule, dtype, seed)
+    return {name: value.requires_grad_() for name, value in theta.items()}
+
+
+def start(tasks=1):
+    """Parameters that differ between the tasks."""
+    params = torch.linspace(-1, 1, tasks * N, dtype=F64).reshape(tasks, N)
+    return InnerState(params, RULE.init_state(tasks, N, F64))
+
+
+def do_unroll(theta, length, carry=None, first=0, **settings):
+    carry = carry or start()
+    steps = torch.arange(first, first + length)
+    seeds = range(len(carry.params_BN))
+    noise = torch.stack([standard_normal(b, steps, 0, N, dtype=F64) for b in seeds], dim=1)
+    batches = [torch.tensor(0.1 * step, dtype=F64) for step in steps.tolist()]
     settings = {"lr": 0.05, "kl_weight": 1e-2} | settings
-    return unroll(RULE, RULE.step, theta, carry, loss, batches, noise, **settings)
+    return unroll(RULE, theta, carry, loss, batches, noise, **settings)
 
 
 def test_meta_loss_counts_loss_after_the_update_and_kl():
-    theta = random_theta(RULE, F64)
-    result = do_unroll(theta, 4, kl_weight=0.5)
-    torch.testing.assert_close(result.meta_loss, (result.loss_T + 0.5 * result.kl_T).mean())
-    last = loss(result.carry.params_N, torch.tensor(0.3, dtype=F64))
-    torch.testing.assert_close(result.loss_T[-1], last)
+    theta = random_theta(RULE.rule, F64)
+    result = do_unroll(theta, 4, start(tasks=2), kl_weight=0.5)
+    assert result.loss_TB.shape == result.kl_TB.shape == (4, 2)
+    torch.testing.assert_close(result.meta_loss, (result.loss_TB + 0.5 * result.kl_TB).mean())
+    last = loss(result.carry.params_BN, torch.tensor(0.3, dtype=F64))
+    torch.testing.assert_close(result.loss_TB[-1], last)
 
 
 def test_cutting_does_not_change_the_inner_run():
-    theta = random_theta(RULE, F64)
+    theta = random_theta(RULE.rule, F64)
     whole = do_unroll(theta, 6)
     first = do_unroll(theta, 4)
-    second = do_unroll(theta, 2, first.carry, start=4)
-    torch.testing.assert_close(second.carry.params_N, whole.carry.params_N)
-    torch.testing.assert_close(torch.cat([first.loss_T, second.loss_T]), whole.loss_T)
+    second = do_unroll(theta, 2, first.carry, first=4)
+    torch.testing.assert_close(second.carry.params_BN, whole.carry.params_BN)
+    torch.testing.assert_close(torch.cat([first.loss_TB, second.loss_TB]), whole.loss_TB)
     assert int(second.carry.rule_state.step) == 6
 
 
 def test_the_graph_is_cut():
-    theta = {name: value.requires_grad_() for name, value in random_theta(RULE, F64).items()}
+    theta = theta_with_grad()
     first = do_unroll(theta, 3)
-    assert not first.carry.params_N.requires_grad
+    assert not first.carry.params_BN.requires_grad
     assert not any(t.requires_grad for t in first.carry.rule_state.tensors().values())
     first.meta_loss.backward()  # a second backward below must not reach into this graph
-    do_unroll(theta, 2, first.carry, start=3).meta_loss.backward()
+    do_unroll(theta, 2, first.carry, first=3).meta_loss.backward()
 
 
 def test_meta_gradient_with_constant_gradients_by_finite_differences():
     """Of one step: there the gradient that the rule reads does not depend on theta."""
-    names = list(RULE.theta_shapes())
+    names = list(RULE.rule.theta_shapes())
 
     def function(*values):
         return do_unroll(dict(zip(names, values, strict=True)), 1).meta_loss
 
-    theta = random_theta(RULE, F64, seed=2)
-    assert torch.autograd.gradcheck(function, [v.requires_grad_() for v in theta.values()])
+    assert torch.autograd.gradcheck(function, list(theta_with_grad(seed=2).values()))
+
+
+def test_the_meta_gradient_of_many_is_the_mean_of_each():
+    theta = theta_with_grad()
+    together = start(tasks=4)
+    result = do_unroll(theta, 5, together)
+    batched = torch.autograd.grad(result.meta_loss, list(theta.values()))
+    noise = [standard_normal(b, torch.arange(5), 0, N, dtype=F64) for b in range(4)]
+    batches = [torch.tensor(0.1 * step, dtype=F64) for step in range(5)]
+    total = [torch.zeros_like(value) for value in theta.values()]
+    for b in range(4):
+        alone = unroll(
+            RULE, theta, InnerState(together.params_BN[b : b + 1], RULE.init_state(1, N, F64)),
+            loss, batches, noise[b].unsqueeze(1), lr=0.05, kl_weight=1e-2,
+        )  # fmt: skip
+        torch.testing.assert_close(result.loss_TB[:, b], alone.loss_TB[:, 0])
+        grads = torch.autograd.grad(alone.meta_loss, list(theta.values()))
+        total = [sum_ + grad / 4 for sum_, grad in zip(total, grads, strict=True)]
+    for ours, mean in zip(batched, total, strict=True):
+        torch.testing.assert_close(ours, mean, rtol=1e-10, atol=1e-13)
 
 
 def test_no_second_derivatives():
@@ -69,29 +103,26 @@ def test_no_second_derivatives():
         @staticmethod
         def forward(ctx, x):
             ctx.save_for_backward(x)
-            return x.square().sum()
+            return x.square().sum(dim=-1)
 
         @staticmethod
         @torch.autograd.function.once_differentiable
         def backward(ctx, grad):
-            return 2 * grad * ctx.saved_tensors[0]
+            return 2 * grad.unsqueeze(-1) * ctx.saved_tensors[0]
 
-    theta = {name: value.requires_grad_() for name, value in random_theta(RULE, F64).items()}
-    carry = InnerState(torch.ones(N, dtype=F64), RULE.init_state(N, dtype=F64))
-    noise = torch.zeros(3, N, dtype=F64)
+    theta = theta_with_grad()
+    noise = torch.zeros(3, 1, N, dtype=F64)
     result = unroll(
-        RULE, RULE.step, theta, carry, lambda w, _: Once.apply(w), [None] * 3, noise,
-        lr=0.01, kl_weight=0.0,
-    )  # fmt: skip
+        RULE, theta, start(), lambda w, _: Once.apply(w), [None] * 3, noise, lr=0.01, kl_weight=0.0
+    )
     result.meta_loss.backward()
     assert float(theta["post_linear.weight"].grad.abs().max()) > 0
 
 
 def test_one_noise_and_batch_a_step():
-    theta = random_theta(RULE, F64)
-    carry = InnerState(torch.ones(N, dtype=F64), RULE.init_state(N, dtype=F64))
+    theta = random_theta(RULE.rule, F64)
     with pytest.raises(ValueError, match="zip"):
         unroll(
-            RULE, RULE.step, theta, carry, loss, [torch.zeros((), dtype=F64)] * 2,
-            torch.zeros(3, N, dtype=F64), lr=0.1, kl_weight=0.0,
+            RULE, theta, start(), loss, [torch.zeros((), dtype=F64)] * 2,
+            torch.zeros(3, 1, N, dtype=F64), lr=0.1, kl_weight=0.0,
         )  # fmt: skip

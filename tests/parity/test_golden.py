@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from conftest import GOLDEN
+from hyperadam.kernels import differentiable_rule
 from hyperadam.metatrain import InnerState, unroll
 from hyperadam.rule import RULES
 from parity.textbook import textbook_step
@@ -78,24 +79,23 @@ def test_textbook_gives_the_golden_trajectory():
 def test_meta_gradient(name):
     golden, theta = load(name, "metagradient")
     theta = {key: value.requires_grad_() for key, value in theta.items()}
-    rule = RULES[name]()
+    rule = differentiable_rule(RULES[name](), "reference")
     length = int(golden["unroll_length"])
     noise = golden.get("noise", torch.zeros(length, 12, dtype=torch.float64))
     result = unroll(
         rule,
-        rule.step,
         theta,
-        InnerState(golden["w0"], rule.init_state(12, dtype=torch.float64)),
-        lambda w, _: 0.5 * (golden["A"] @ w - golden["b"]).square().mean(),
+        InnerState(golden["w0"].unsqueeze(0), rule.init_state(1, 12, torch.float64)),
+        lambda w, _: 0.5 * (w @ golden["A"].T - golden["b"]).square().mean(dim=-1),
         [None] * length,
-        noise,
+        noise.unsqueeze(1),
         lr=float(golden["lr"]),
         kl_weight=float(golden["kl_weight"]),
     )
     result.meta_loss.backward()
-    assert_relative(result.loss_T, golden["inner_losses"], 1e-10)
+    assert_relative(result.loss_TB[:, 0], golden["inner_losses"], 1e-10)
     assert_relative(result.meta_loss.detach(), golden["meta_loss"], 1e-10)
-    assert_relative(result.carry.params_N, golden["final_params"], 1e-10)
+    assert_relative(result.carry.params_BN[0], golden["final_params"], 1e-10)
     assert not result.carry.rule_state.h_NLH.requires_grad
     for key, value in theta.items():
         assert_relative(value.grad, golden[f"meta_grad.{key}"], 1e-8)

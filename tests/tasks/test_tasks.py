@@ -17,6 +17,7 @@ from hyperadam.tasks import (
     load_data,
     make_generator,
     make_task,
+    stack_batches,
 )
 from hyperadam.tasks.base import batch_indices
 
@@ -88,6 +89,16 @@ def test_loss_takes_the_parameters_dtype(task):
     assert task.loss(params, task.batch(0, 0)).dtype == torch.float64
 
 
+def test_losses_side_by_side(task):
+    """All that the loss depends on is in parameters and batch, so vmap gives each one's loss."""
+    params = [init(task, seed) for seed in range(3)]
+    batches = [task.batch(seed, step=seed) for seed in range(3)]
+    stacked = {name: torch.stack([own[name] for own in params]) for name in params[0]}
+    together = torch.func.vmap(task.loss)(stacked, stack_batches(batches))
+    alone = torch.stack([task.loss(*pair) for pair in zip(params, batches, strict=True)])
+    torch.testing.assert_close(together, alone)
+
+
 def test_validate_gives_plain_numbers(task):
     with torch.no_grad():
         metrics = task.validate(init(task))
@@ -150,9 +161,11 @@ def test_convex_term():
 def test_random_scaling_leaves_the_network_as_it_was():
     plain = digits_mlp()
     scaled = RandomScaling(plain, 3.0, seed=7)
-    batch = plain.batch(0, 0)
     torch.testing.assert_close(
-        scaled.loss(init(scaled), batch), plain.loss(init(plain), batch), rtol=1e-5, atol=1e-6
+        scaled.loss(init(scaled), scaled.batch(0, 0)),
+        plain.loss(init(plain), plain.batch(0, 0)),
+        rtol=1e-5,
+        atol=1e-6,
     )
     flat = torch.cat([scale.flatten() for scale in scaled.scales.values()]).log()
     assert -3 <= float(flat.min()) < -2.9
@@ -192,6 +205,14 @@ def test_incomplete_batches_are_left_out():
     third = batch_indices(25, 10, seed=0, step=2)  # the first of the second epoch
     assert len(third) == 10
     assert len(batch_indices(7, 10, seed=0, step=0)) == 7
+
+
+def test_batches_are_stacked_in_their_form():
+    one = {"a": (torch.zeros(2), [torch.tensor(1)])}
+    stacked = stack_batches([one, one, one])
+    assert stacked["a"][0].shape == (3, 2)
+    assert isinstance(stacked["a"], tuple)
+    assert stacked["a"][1][0].tolist() == [1, 1, 1]
 
 
 def test_derived_seeds_are_known_and_apart():

@@ -1,11 +1,11 @@
 """Programs that compute a rule's step, behind one signature."""
 
+from hyperadam.kernels.differentiable import DifferentiableRule, ReferenceRule, RuleUnroll
 from hyperadam.kernels.dispatch import (
     BACKENDS,
     Backend,
-    StepFunction,
     choose_backend,
-    step_function,
+    differentiable_rule,
     tiled_rule,
 )
 from hyperadam.kernels.tiled import Lanes, TiledRule, TiledState
@@ -15,14 +15,16 @@ __all__ = [
     "BACKENDS",
     "TILE",
     "Backend",
+    "DifferentiableRule",
     "Lanes",
     "Part",
-    "StepFunction",
+    "ReferenceRule",
+    "RuleUnroll",
     "TileLayout",
     "TiledRule",
     "TiledState",
     "choose_backend",
+    "differentiable_rule",
     "lay_out",
-    "step_function",
     "tiled_rule",
 ]

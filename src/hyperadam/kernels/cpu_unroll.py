@@ -7,6 +7,7 @@ again from the last one kept, and the inside of each step is recomputed in C++, 
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -16,10 +17,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from hyperadam.kernels.cpu import THETA_ORDER, CpuPasses
+from hyperadam.kernels.differentiable import DifferentiableRule, RuleUnroll
 from hyperadam.kernels.fused import column_scales, segment_counts
 from hyperadam.kernels.tiled import Lanes
-from hyperadam.kernels.tiles import Part
-from hyperadam.rule import Theta, VariationalHyperAdamRule
+from hyperadam.kernels.tiles import TILE, Part, TileLayout, lay_out
+from hyperadam.rule import RuleState, Theta, UpdateDistribution, VariationalHyperAdamRule
+from hyperadam.rule.features import MOMENT_EPSILON
 
 
 class Tape:
@@ -58,7 +61,14 @@ class Tape:
         self.grads: list[Tensor] = []
         self.scales: list[tuple[Tensor, Tensor]] = []
         self.kept: dict[int, Tensor] = {}
-        """States before steps; the last state of all too."""
+        """States before steps."""
+        self.returned: int | None = None
+        self.spare: list[Tensor] = []
+        """Memory of states that are done with: fresh memory costs more than a step's arithmetic."""
+
+    def _memory(self, like: Tensor) -> Tensor:
+        """Tiles of any content; each pass over all parts writes all of them."""
+        return self.spare.pop() if self.spare else torch.empty_like(like)
 
     def _steps(self, index: int) -> Tensor:
         return torch.full((self.num_parts,), self.taken + index + 1)
@@ -78,7 +88,7 @@ class Tape:
                 passes.squares(plan, tiles, "m_NH"),
             )
         old_h_SH, old_m_SH = self.squares
-        new_tiles, lanes = torch.empty_like(tiles), self._lanes(grad)
+        new_tiles, lanes = self._memory(tiles), self._lanes(grad)
         state_scale = self._scale(x_SH, old_h_SH)
         h_SH = passes.state_cell(plan, steps_P, tiles, new_tiles, grad, state_scale, finite)
         adam_scale = self._scale(old_m_SH, h_SH)
@@ -89,6 +99,8 @@ class Tape:
         # Detached: a tensor with a graph would hold the tape that holds the tensor.
         if index % self.every == 0:
             self.kept[index] = tiles.detach()
+        else:
+            self.spare.append(tiles.detach())
         self.last = new_tiles.detach()
         return new_tiles, lanes.mean, lanes.log_var
 
@@ -100,7 +112,7 @@ class Tape:
         """The state after a step that was taken before."""
         grad, steps_P, finite = self.grads[index], self._steps(index), torch.tensor(True)
         state_scale, adam_scale = self.scales[index]
-        new_tiles = torch.empty_like(tiles)
+        new_tiles = self._memory(tiles)
         self.passes.state_cell(self.plan, steps_P, tiles, new_tiles, grad, state_scale, finite)
         self.passes.adam_cell(
             self.plan, steps_P, tiles, new_tiles, self._lanes(grad), adam_scale, finite
@@ -130,7 +142,7 @@ class Tape:
         """
         tiles, new_tiles = self._state(index), self._state(index + 1)
         grad = self.grads[index]
-        d_tiles = torch.empty_like(tiles)  # a plan of all parts writes all of it
+        d_tiles = self._memory(tiles)
         d_theta = torch.empty(sum(self.sizes), dtype=self.dtype)
         state_scale, adam_scale = self.scales[index]
         zeros = torch.zeros_like(grad)
@@ -151,8 +163,11 @@ class Tape:
             d_theta,
             torch.get_num_threads(),
         )
-        if (index + 1) % self.every != 0:  # made again here, and done with
-            self.kept.pop(index + 1, None)
+        if (index + 1) % self.every != 0 and index + 1 in self.kept:  # made again, done with
+            self.spare.append(self.kept.pop(index + 1))
+        if d_new_tiles is not None and d_new_tiles.data_ptr() == self.returned:
+            self.spare.append(d_new_tiles)  # made by the step before this one, for this one alone
+        self.returned = d_tiles.data_ptr()
         return d_tiles, list(d_theta.split(self.sizes))
 
 
@@ -179,3 +194,65 @@ class FusedStep(torch.autograd.Function):
         d_tiles, d_theta = ctx.tape.backward(ctx.index, d_new_tiles, d_mean, d_log_var)
         shaped = [d.view(shape) for d, shape in zip(d_theta, ctx.shapes, strict=True)]
         return (None, None, d_tiles, *shaped)
+
+
+class _CpuUnroll(RuleUnroll):
+    def __init__(
+        self, rule: VariationalHyperAdamRule, theta: Theta, state: RuleState, length: int
+    ) -> None:
+        self.rule = rule
+        self.theta = [theta[name] for name in THETA_ORDER if name in theta]
+        self.layout = TileLayout.of(rule)
+        self.num_tasks, self.count = state.h_NLH.shape[:2]
+        self.taken = int(state.step)
+        self.parts = [
+            dataclasses.replace(part, segment=number)
+            for number, part in enumerate(lay_out([self.count] * self.num_tasks))
+        ]
+        self.tape = Tape(rule, theta, self.parts, self.taken, length)
+        shape = (sum(part.num_tiles for part in self.parts), self.layout.num_rows, TILE)
+        self.tiles = torch.zeros(shape, dtype=self.theta[0].dtype)
+        for number, part in enumerate(self.parts):
+            fields = {name: state.tensors()[name][number] for name in self.layout.rows}
+            self.layout.pack(fields, self.tiles[part.tiles])
+
+    def step(self, grad_BN: Tensor) -> UpdateDistribution:
+        lanes = grad_BN.new_zeros(self.num_tasks, self.parts[0].num_tiles * TILE)
+        lanes[:, : self.count] = grad_BN
+        self.tiles, mean, log_var = FusedStep.apply(
+            self.tape, lanes.view(-1), self.tiles, *self.theta
+        )
+        return UpdateDistribution(
+            mean_N=self._coordinates(mean),
+            log_var_N=None if log_var is None else self._coordinates(log_var),
+            prior_mean_N=self._direction() if self.rule.kl_prior_mean != "none" else None,
+        )
+
+    def _coordinates(self, lanes: Tensor) -> Tensor:
+        return lanes.view(self.num_tasks, -1)[:, : self.count]
+
+    def _direction(self) -> Tensor:
+        """That of the first fixed moment, of shape (B, N)."""
+        state = self.carry()
+        correction = 1 - self.rule.moment_decays[0] ** int(state.step)
+        scale_BN = (state.exp_avg_sq_NK[..., 0] / correction).sqrt() + MOMENT_EPSILON
+        return state.exp_avg_NK[..., 0] / correction / scale_BN
+
+    def carry(self) -> RuleState:
+        tiles = self.tiles.detach()
+        tasks = [self.layout.unpack(tiles[part.tiles], part.count) for part in self.parts]
+        fields = {
+            field.name: torch.stack([task[field.name] for task in tasks])
+            for field in dataclasses.fields(RuleState)
+            if field.name != "step"
+        }
+        return RuleState(step=torch.tensor(self.taken + len(self.tape.grads)), **fields)
+
+
+class CpuRule(DifferentiableRule):
+    """Variational HyperAdam by the CPU kernel, on theta of float32 or float64."""
+
+    rule: VariationalHyperAdamRule
+
+    def begin(self, theta: Theta, state: RuleState, length: int) -> RuleUnroll:
+        return _CpuUnroll(self.rule, theta, state, length)

@@ -3,48 +3,21 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from typing import Literal
 
 import torch
-from torch import Tensor
 
 from hyperadam.errors import ConfigError, unknown_name
 from hyperadam.kernels import cpu, fused
+from hyperadam.kernels.cpu_unroll import CpuRule
+from hyperadam.kernels.differentiable import DifferentiableRule, ReferenceRule
 from hyperadam.kernels.tiled import ReferenceTiledRule, TiledRule
-from hyperadam.rule import (
-    Reduce,
-    Rule,
-    RuleState,
-    Theta,
-    UpdateDistribution,
-    VariationalHyperAdamRule,
-)
+from hyperadam.rule import Rule, Theta, VariationalHyperAdamRule
 
 Backend = Literal["auto", "reference", "cpu"]
 BACKENDS: tuple[Backend, ...] = ("auto", "reference", "cpu")
 
-StepFunction = Callable[
-    [Theta, RuleState, Tensor, Reduce | None], tuple[UpdateDistribution, RuleState]
-]
-
 _told: set[str] = set()
-
-
-def step_function(rule: Rule, backend: str = "auto") -> StepFunction:
-    """The step of ``rule`` in the chosen backend, with the signature of :meth:`Rule.step`.
-
-    Args:
-        rule: the update rule.
-        backend: ``"reference"`` is the rule's own PyTorch code; ``"auto"`` takes the fastest
-            that serves the rule, which today is the reference.
-
-    Raises:
-        ConfigError: an unknown backend.
-    """
-    if backend not in BACKENDS:
-        raise ConfigError(unknown_name("backend", backend, BACKENDS))
-    return rule.step
 
 
 def why_not(backend: str, rule: Rule, dtype: torch.dtype, device: torch.device) -> str | None:
@@ -119,3 +92,19 @@ def tiled_rule(
         return ReferenceTiledRule(rule, theta)
     assert isinstance(rule, VariationalHyperAdamRule)
     return fused.FusedTiledRule(cpu.CpuPasses(rule, theta, state_dtype))
+
+
+def differentiable_rule(rule: Rule, backend: str = "auto") -> DifferentiableRule:
+    """The steps of a rule that can be differentiated by theta, in the chosen backend, on the CPU.
+
+    Args:
+        rule: the update rule.
+        backend: see :func:`choose_backend`.
+
+    Raises:
+        ConfigError: an unknown backend, or one that can't serve.
+    """
+    if choose_backend(backend, rule, torch.float32, torch.device("cpu")) == "reference":
+        return ReferenceRule(rule)
+    assert isinstance(rule, VariationalHyperAdamRule)
+    return CpuRule(rule)

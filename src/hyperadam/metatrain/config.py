@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hyperadam.config import from_values
-from hyperadam.errors import ConfigError
+from hyperadam.errors import ConfigError, unknown_name
+from hyperadam.kernels import BACKENDS
 from hyperadam.rule import MAX_SEED, Rule, VariationalHyperAdamRule
 from hyperadam.tasks import check_task_name
 from hyperadam.weights import rule_from_dict
@@ -30,12 +31,16 @@ class MetaTrainConfig:
         unroll_length: inner steps that are backpropagated through.
         trajectory_length: inner steps of an inner run; a multiple of ``unroll_length``.
         inner_runs: how many inner runs.
+        tasks_per_step: B, how many inner runs are unrolled side by side, for one meta-gradient;
+            ``inner_runs`` is a multiple of it.
         lr: inner learning rate, which the weights will recommend.
         kl_weight: λ, the weight of the KL term in the meta-loss.
         meta_lr: learning rate of the meta-optimizer, Adam.
         meta_weight_decay: its weight decay, added to the meta-gradient.
         meta_grad_clip: clips the meta-gradient's Euclidean norm; None: no clipping.
         seed: of everything random.
+        backend: what computes the rule: ``"auto"``, ``"cpu"`` or ``"reference"``; they differ in
+            rounding and speed.
     """
 
     task: str = "mnist-mlp1-sigmoid"
@@ -46,22 +51,31 @@ class MetaTrainConfig:
     unroll_length: int = 20
     trajectory_length: int = 100
     inner_runs: int = 10_000
+    tasks_per_step: int = 1
     lr: float = 1e-3
     kl_weight: float = 1e-4
     meta_lr: float = 1e-4
     meta_weight_decay: float = 5e-4
     meta_grad_clip: float | None = None
     seed: int = 0
+    backend: str = "auto"
 
     def __post_init__(self) -> None:
         check_task_name(self.task)
-        for name in ("unroll_length", "trajectory_length", "inner_runs"):
+        for name in ("unroll_length", "trajectory_length", "inner_runs", "tasks_per_step"):
             self._require(name, getattr(self, name) >= 1, "at least 1")
         self._require(
             "trajectory_length",
             self.trajectory_length % self.unroll_length == 0,
             f"a multiple of unroll_length, {self.unroll_length}",
         )
+        self._require(
+            "inner_runs",
+            self.inner_runs % self.tasks_per_step == 0,
+            f"a multiple of tasks_per_step, {self.tasks_per_step}",
+        )
+        if self.backend not in BACKENDS:
+            raise ConfigError(unknown_name("backend", self.backend, BACKENDS))
         for name in ("lr", "meta_lr"):
             value = getattr(self, name)
             self._require(name, math.isfinite(value) and value > 0, "a positive number")
@@ -85,7 +99,7 @@ class MetaTrainConfig:
 
     @property
     def total_meta_steps(self) -> int:
-        return self.inner_runs * self.unrolls_per_run
+        return self.inner_runs // self.tasks_per_step * self.unrolls_per_run
 
     def to_dict(self) -> dict[str, Any]:
         """The configuration as plain values."""

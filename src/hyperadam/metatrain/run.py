@@ -275,7 +275,7 @@ def _export(trainer: MetaTrainer, folder: RunFolder, label: RunLabel) -> None:
         lr=config.lr,
         preset=label.preset,
         data=config.task,
-        steps=len(trainer.history) * config.unroll_length,
+        steps=len(trainer.history) * config.unroll_length * config.tasks_per_step,
         date=datetime.datetime.now(datetime.UTC).date().isoformat(),
         commit=label.commit,
         licence=label.licence,

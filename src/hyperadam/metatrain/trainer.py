@@ -8,14 +8,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hyperadam.kernels import step_function
+from hyperadam.kernels import differentiable_rule
 from hyperadam.metatrain.config import MetaTrainConfig
-from hyperadam.metatrain.unroll import InnerState, LossFunction, unroll
+from hyperadam.metatrain.task_group import TaskGroup
+from hyperadam.metatrain.unroll import InnerState, unroll
 from hyperadam.rule import RuleState, standard_normal
 from hyperadam.tasks import (
-    Batch,
     ConvexTask,
-    Params,
     RandomScaling,
     SumOfTasks,
     Task,
@@ -31,14 +30,14 @@ class MetaStep:
 
     Attributes:
         index: of the meta-step, from 1.
-        run: of the inner run, from 0.
-        inner_step: inner steps that the run has taken.
+        run: of the inner run, from 0; of the first, where several are side by side.
+        inner_step: inner steps that each run has taken.
         meta_loss: of the unroll.
         inner_loss: mean post-update inner loss of the unroll.
         kl: mean KL term of the unroll.
         grad_norm: Euclidean norm of the meta-gradient, before clipping.
         applied: False where the meta-gradient was not finite; theta then stays as it is and the
-            next inner run begins.
+            next inner runs begin.
     """
 
     index: int
@@ -54,36 +53,12 @@ class MetaStep:
 HISTORY_COLUMNS = tuple(field.name for field in dataclasses.fields(MetaStep))
 
 
-class _Coordinates:
-    """A task's parameters as one vector, and back."""
-
-    def __init__(self, params: Params) -> None:
-        self.shapes = {name: value.shape for name, value in params.items()}
-        self.sizes = [value.numel() for value in params.values()]
-
-    @staticmethod
-    def flatten(params: Params) -> Tensor:
-        return torch.cat([value.flatten() for value in params.values()])
-
-    def loss(self, task: Task) -> LossFunction:
-        """The task's loss as a function of the vector."""
-
-        def loss(params_N: Tensor, batch: Batch) -> Tensor:
-            pieces = params_N.split(self.sizes)
-            params = {
-                name: piece.view(shape)
-                for (name, shape), piece in zip(self.shapes.items(), pieces, strict=True)
-            }
-            return task.loss(params, batch)
-
-        return loss
-
-
 class MetaTrainer:
     """Truncated backpropagation through inner runs, one meta-step at a time.
 
-    All that is random in inner run r is a pure function of the seed and r, so the state between
-    two meta-steps is what :meth:`state` returns and nothing else.
+    B = ``tasks_per_step`` inner runs are unrolled side by side. All that is random in inner run r
+    is a pure function of the seed and r, so the state between two meta-steps is what :meth:`state`
+    returns and nothing else.
 
     Args:
         config: the recipe.
@@ -93,7 +68,7 @@ class MetaTrainer:
     def __init__(self, config: MetaTrainConfig, data_dir: Path | None = None) -> None:
         self.config = config
         self.base_task = make_task(config.task, data_dir)
-        self.step_function = step_function(config.rule, "reference")  # it is differentiable
+        self.rule = differentiable_rule(config.rule, config.backend)
         theta = config.rule.init_theta(make_generator(config.seed, "theta"))
         self.theta = {name: value.requires_grad_() for name, value in theta.items()}
         self.meta_optimizer = torch.optim.Adam(
@@ -102,7 +77,7 @@ class MetaTrainer:
         self.history: list[MetaStep] = []
         self.run = 0
         self.unroll_in_run = 0
-        self._begin_run()
+        self._begin_runs()
 
     @property
     def finished(self) -> bool:
@@ -122,30 +97,34 @@ class MetaTrainer:
             convex = RandomScaling(convex, config.convex_scaling, convex_seed)
         return SumOfTasks(task, convex)
 
-    def _begin_run(self) -> None:
-        self.run_seed = derive_seed(self.config.seed, "inner run", self.run)
-        self.task = self.inner_task(self.run_seed)
-        params = self.task.init_params(make_generator(self.run_seed, "params"))
-        coordinates = _Coordinates(params)
-        self.loss = coordinates.loss(self.task)
-        params_N = coordinates.flatten(params)
-        self.carry = InnerState(params_N, self.config.rule.init_state(params_N.numel()))
+    def _begin_runs(self) -> None:
+        runs = range(self.run, self.run + self.config.tasks_per_step)
+        self.run_seeds = [derive_seed(self.config.seed, "inner run", run) for run in runs]
+        self.group = TaskGroup([self.inner_task(seed) for seed in self.run_seeds], self.run_seeds)
+        params_BN = self.group.initial_BN
+        self.carry = InnerState(params_BN, self.rule.init_state(*params_BN.shape))
+
+    def _noise(self, steps: range) -> Tensor:
+        """Standard normal numbers (T, B, N) for inner steps, which count from 1 here."""
+        count = self.carry.params_BN.shape[1]
+        noises = [
+            standard_normal(derive_seed(seed, "noise"), torch.tensor(steps) + 1, 0, count)
+            for seed in self.run_seeds
+        ]
+        return torch.stack(noises, dim=1)
 
     def meta_step(self) -> MetaStep:
         """One unroll and one step of the meta-optimizer."""
         config = self.config
         start = self.unroll_in_run * config.unroll_length
         steps = range(start, start + config.unroll_length)
-        count = self.carry.params_N.numel()
-        data_seed, noise_seed = (derive_seed(self.run_seed, use) for use in ("data", "noise"))
         result = unroll(
-            config.rule,
-            self.step_function,
+            self.rule,
             self.theta,
             self.carry,
-            self.loss,
-            [self.task.batch(data_seed, step) for step in steps],
-            standard_normal(noise_seed, torch.tensor(steps) + 1, 0, count),
+            self.group.loss,
+            [self.group.batch(step) for step in steps],
+            self._noise(steps),
             lr=config.lr,
             kl_weight=config.kl_weight,
         )
@@ -166,8 +145,8 @@ class MetaTrainer:
             run=self.run,
             inner_step=steps.stop,
             meta_loss=float(result.meta_loss.detach()),
-            inner_loss=float(result.loss_T.mean()),
-            kl=float(result.kl_T.mean()),
+            inner_loss=float(result.loss_TB.mean()),
+            kl=float(result.kl_TB.mean()),
             grad_norm=float(grad_norm),
             applied=applied,
         )
@@ -175,10 +154,10 @@ class MetaTrainer:
         self.carry = result.carry
         self.unroll_in_run += 1
         if not applied or self.unroll_in_run == config.unrolls_per_run:
-            self.run += 1
+            self.run += config.tasks_per_step
             self.unroll_in_run = 0
             if not self.finished:
-                self._begin_run()
+                self._begin_runs()
         return record
 
     def state(self) -> dict[str, Tensor]:
@@ -188,7 +167,7 @@ class MetaTrainer:
             "history": torch.tensor(
                 [dataclasses.astuple(record) for record in self.history], dtype=torch.float64
             ).reshape(-1, len(HISTORY_COLUMNS)),
-            "inner.params": self.carry.params_N,
+            "inner.params": self.carry.params_BN,
         }
         for name, value in self.carry.rule_state.tensors().items():
             tensors[f"inner.rule.{name}"] = value
@@ -232,9 +211,11 @@ class MetaTrainer:
         self.meta_optimizer.state.clear()
         self.meta_optimizer.state.update({value: state for value, state in saved.items() if state})
         if not self.finished:
-            self._begin_run()
-        names = [field.name for field in dataclasses.fields(RuleState)]
-        self.carry = InnerState(
-            tensors["inner.params"],
-            RuleState(**{name: tensors[f"inner.rule.{name}"] for name in names}),
-        )
+            self._begin_runs()
+        # Checkpoints from before there were several tasks have no dimension for them.
+        shaped = {
+            name: tensors[f"inner.rule.{name}"].reshape(value.shape)
+            for name, value in self.carry.rule_state.tensors().items()
+        }
+        params_BN = tensors["inner.params"].reshape(self.carry.params_BN.shape)
+        self.carry = InnerState(params_BN, RuleState(**shaped))

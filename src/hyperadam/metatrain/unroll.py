@@ -1,4 +1,7 @@
-"""One truncated unroll: inner steps, the meta-loss, and what is carried to the next."""
+"""One truncated unroll: inner steps, the meta-loss, and what is carried to the next.
+
+Shapes: T inner steps, B inner tasks side by side, N coordinates each.
+"""
 
 from __future__ import annotations
 
@@ -8,29 +11,26 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from hyperadam.kernels import StepFunction
-from hyperadam.rule import Rule, RuleState, Theta
+from hyperadam.kernels import DifferentiableRule
+from hyperadam.rule import RuleState, Theta
 from hyperadam.tasks import Batch
 
 LossFunction = Callable[[Tensor, Batch], Tensor]
-"""An inner task's loss as a function of its N coordinates in one vector, and a batch."""
+"""The losses (B,) of B independent inner tasks, of their coordinates (B, N) and their batch."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class InnerState:
-    """What an inner run carries from step to step.
+    """What B inner runs carry from unroll to unroll; no graph is behind it.
 
     Attributes:
-        params_N: the network's parameters, flat.
-        rule_state: the rule's state.
+        params_BN: the networks' parameters, flat.
+        rule_state: the rule's state, with B before the coordinates
+            (:class:`hyperadam.kernels.DifferentiableRule`).
     """
 
-    params_N: Tensor
+    params_BN: Tensor
     rule_state: RuleState
-
-    def detach(self) -> InnerState:
-        """The same values, with no graph behind them."""
-        return InnerState(self.params_N.detach(), self.rule_state.map(Tensor.detach))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -38,33 +38,32 @@ class Unroll:
     """The result of an unroll of T steps.
 
     Attributes:
-        meta_loss: mean over steps of ``loss + kl_weight KL``; differentiable by theta.
-        loss_T: inner loss after each update, on the batch that the update was made from.
-        kl_T: KL term of each step.
+        meta_loss: mean over steps and tasks of ``loss + kl_weight KL``; differentiable by theta.
+        loss_TB: inner losses after each update, on the batch that the update was made from.
+        kl_TB: KL term of each step.
         carry: the state after the last step, cut from the graph.
     """
 
     meta_loss: Tensor
-    loss_T: Tensor
-    kl_T: Tensor
+    loss_TB: Tensor
+    kl_TB: Tensor
     carry: InnerState
 
 
 def unroll(
-    rule: Rule,
-    step: StepFunction,
+    rule: DifferentiableRule,
     theta: Theta,
     carry: InnerState,
     loss: LossFunction,
     batches: Sequence[Batch],
-    noise_TN: Tensor,
+    noise_TBN: Tensor,
     *,
     lr: float,
     kl_weight: float,
 ) -> Unroll:
-    """Train for ``len(batches)`` inner steps, as a function of theta.
+    """Train B networks for ``len(batches)`` inner steps, as a function of theta.
 
-    The gradient that the rule reads is a constant, so that no second derivatives are needed; the
+    The gradients that the rule reads are constants, so that no second derivatives are needed; the
     loss that counts is the one after the update, on the same batch. State and parameters come in
     without a graph and leave without one.
 
@@ -72,30 +71,31 @@ def unroll(
 
     Args:
         rule: the update rule.
-        step: its step, in some backend.
         theta: meta-parameters.
-        carry: the inner run so far.
-        loss: the inner task's loss.
+        carry: the inner runs so far.
+        loss: the inner tasks' losses.
         batches: one a step.
-        noise_TN: standard normal numbers for the sampled updates.
+        noise_TBN: standard normal numbers for the sampled updates.
         lr: inner learning rate.
         kl_weight: λ, the weight of the KL term.
     """
-    params_N, state = carry.params_N, carry.rule_state
+    params_BN = carry.params_BN
+    steps = rule.begin(theta, carry.rule_state, len(batches))
     losses: list[Tensor] = []
     kls: list[Tensor] = []
-    for batch, noise_N in zip(batches, noise_TN, strict=True):
+    for batch, noise_BN in zip(batches, noise_TBN, strict=True):
         with torch.enable_grad():
-            point_N = params_N.detach().requires_grad_()
-            (grad_N,) = torch.autograd.grad(loss(point_N, batch), point_N)
-        update, state = step(theta, state, grad_N, None)
-        params_N = params_N - lr * update.sample(noise_N)
-        losses.append(loss(params_N, batch))
-        kls.append(rule.kl(update))
-    loss_T, kl_T = torch.stack(losses), torch.stack(kls)
+            point_BN = params_BN.detach().requires_grad_()
+            # A task's loss depends on its own row only: the sum's gradient is each one's.
+            (grad_BN,) = torch.autograd.grad(loss(point_BN, batch).sum(), point_BN)
+        update = steps.step(grad_BN)
+        params_BN = params_BN - lr * update.sample(noise_BN)
+        losses.append(loss(params_BN, batch))
+        kls.append(rule.rule.kl(update))
+    loss_TB, kl_TB = torch.stack(losses), torch.stack(kls)
     return Unroll(
-        meta_loss=(loss_T + kl_weight * kl_T).mean(),
-        loss_T=loss_T.detach(),
-        kl_T=kl_T.detach(),
-        carry=InnerState(params_N, state).detach(),
+        meta_loss=(loss_TB + kl_weight * kl_TB).mean(),
+        loss_TB=loss_TB.detach(),
+        kl_TB=kl_TB.detach(),
+        carry=InnerState(params_BN.detach(), steps.carry()),
     )

@@ -88,6 +88,11 @@ class UpdateDistribution:
             return self.mean_N
         return sample_update(self.mean_N, self.log_var_N, noise_N)
 
+    def map(self, function: Callable[[Tensor], Tensor]) -> UpdateDistribution:
+        """The distribution with ``function`` applied to each of its tensors."""
+        present = {name: value for name, value in vars(self).items() if value is not None}
+        return UpdateDistribution(**{name: function(value) for name, value in present.items()})
+
 
 @dataclasses.dataclass(frozen=True)
 class Rule(abc.ABC):

@@ -8,7 +8,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from hyperadam.errors import ConfigError, unknown_name
-from hyperadam.tasks.base import Batch, Params, Task, derive_seed, make_generator
+from hyperadam.tasks.base import (
+    Batch,
+    Params,
+    Task,
+    derive_seed,
+    make_generator,
+    stack_batches,
+)
 from hyperadam.tasks.convex import ConvexTask
 from hyperadam.tasks.data import DATA_SETS, ClassificationData, load_data
 from hyperadam.tasks.mlp import ACTIVATIONS, MLPTask
@@ -68,4 +75,5 @@ __all__ = [
     "load_data",
     "make_generator",
     "make_task",
+    "stack_batches",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -13,7 +14,21 @@ Params = dict[str, Tensor]
 """A network's parameters by name."""
 
 Batch = Any
-"""What a task's loss needs beside the parameters; each task has its own form."""
+"""What a task's loss needs beside the parameters: tensors, in tuples, lists or dictionaries.
+
+Each task has its own form. All that two tasks of one structure differ in (examples, targets,
+scales) is in their batches, so the loss of one, with ``torch.func.vmap``, serves many side by side.
+"""
+
+
+def stack_batches(batches: Sequence[Batch]) -> Batch:
+    """Batches of one form as one batch, whose tensors have a new first dimension."""
+    first = batches[0]
+    if isinstance(first, Tensor):
+        return torch.stack(list(batches))
+    if isinstance(first, dict):
+        return {key: stack_batches([batch[key] for batch in batches]) for key in first}
+    return type(first)(stack_batches(values) for values in zip(*batches, strict=True))
 
 
 class Task(Protocol):

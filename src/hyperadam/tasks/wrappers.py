@@ -40,16 +40,19 @@ class RandomScaling:
         return {name: value / self.scales[name] for name, value in params.items()}
 
     def batch(self, seed: int, step: int) -> Batch:
-        return self.task.batch(seed, step)
+        """The scales by name, the same at every step, and the task's batch."""
+        return self.scales, self.task.batch(seed, step)
 
     def loss(self, params: Params, batch: Batch) -> Tensor:
-        return self.task.loss(self._inside(params), batch)
+        scales, inner = batch
+        return self.task.loss(_scaled(params, scales), inner)
 
     def validate(self, params: Params) -> dict[str, float]:
-        return self.task.validate(self._inside(params))
+        return self.task.validate(_scaled(params, self.scales))
 
-    def _inside(self, params: Params) -> Params:
-        return {name: value * self.scales[name] for name, value in params.items()}
+
+def _scaled(params: Params, scales: Params) -> Params:
+    return {name: value * scales[name] for name, value in params.items()}
 
 
 class SumOfTasks:

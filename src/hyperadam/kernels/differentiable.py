@@ -1,0 +1,103 @@
+"""A rule's steps as a function of theta that can be differentiated, over B tasks at once.
+
+Shapes: B independent tasks, N coordinates each, H channels. A task's columns have norms of their
+own; the tasks share theta and the step's number and nothing else.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from hyperadam.rule import Rule, RuleState, Theta, UpdateDistribution
+
+
+def _map_columns(state: RuleState, function: Callable[[Tensor], Tensor]) -> RuleState:
+    """The state with ``function`` applied to all its tensors but ``step``."""
+    columns = {name: value for name, value in state.tensors().items() if name != "step"}
+    return RuleState(state.step, **{name: function(value) for name, value in columns.items()})
+
+
+class RuleUnroll(abc.ABC):
+    """The steps of one unroll.
+
+    It belongs to one call of :meth:`DifferentiableRule.begin`: what a program keeps for the
+    backward pass lives in this object and in the graph of the updates, and goes with them.
+    """
+
+    @abc.abstractmethod
+    def step(self, grad_BN: Tensor) -> UpdateDistribution:
+        """One step.
+
+        Args:
+            grad_BN: the gradients, constants: no derivative is taken with respect to them.
+
+        Returns:
+            The distribution of the update directions, each of its tensors of shape (B, N);
+            differentiable by theta, also through the state of the steps before.
+        """
+
+    @abc.abstractmethod
+    def carry(self) -> RuleState:
+        """The state after the steps so far, with no graph behind it, as ``begin`` takes it."""
+
+
+class DifferentiableRule(abc.ABC):
+    """A program for a rule's step and its derivative by theta.
+
+    A state of B tasks is a :class:`RuleState` whose tensors have a leading dimension B, also
+    where B = 1, but for ``step``, of shape (): the tasks take their steps together.
+
+    Args:
+        rule: the update rule.
+    """
+
+    def __init__(self, rule: Rule) -> None:
+        self.rule = rule
+
+    def init_state(
+        self, num_tasks: int, num_coordinates: int, dtype: torch.dtype = torch.float32
+    ) -> RuleState:
+        """The state of B tasks before the first step."""
+        state = self.rule.init_state(num_coordinates, dtype=dtype)
+        return _map_columns(state, lambda value: value.expand(num_tasks, *value.shape).clone())
+
+    @abc.abstractmethod
+    def begin(self, theta: Theta, state: RuleState, length: int) -> RuleUnroll:
+        """Begin an unroll.
+
+        Args:
+            theta: meta-parameters, of the state's dtype and device.
+            state: of B tasks, with no graph behind it.
+            length: how many steps the unroll will have.
+        """
+
+
+class ReferenceRule(DifferentiableRule):
+    """The rule's own PyTorch code under autograd."""
+
+    def begin(self, theta: Theta, state: RuleState, length: int) -> RuleUnroll:
+        return _ReferenceUnroll(self.rule, theta, state)
+
+
+class _ReferenceUnroll(RuleUnroll):
+    def __init__(self, rule: Rule, theta: Theta, state: RuleState) -> None:
+        self.rule = rule
+        self.theta = theta
+        # One task goes without the leading dimension: its bits are those of Rule.step alone.
+        self.single = len(state.h_NLH) == 1
+        self.state = _map_columns(state, lambda value: value[0]) if self.single else state
+
+    def step(self, grad_BN: Tensor) -> UpdateDistribution:
+        if not self.single:
+            update, self.state = self.rule.step(self.theta, self.state, grad_BN)
+            return update
+        update, self.state = self.rule.step(self.theta, self.state, grad_BN[0])
+        return update.map(lambda value_N: value_N.unsqueeze(0))
+
+    def carry(self) -> RuleState:
+        state = self.state.map(Tensor.detach)
+        return _map_columns(state, lambda value: value.unsqueeze(0)) if self.single else state

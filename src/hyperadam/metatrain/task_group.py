@@ -1,0 +1,55 @@
+"""B inner tasks of one structure as one task on stacked tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from hyperadam.tasks import Batch, Task, derive_seed, make_generator, stack_batches
+
+
+class TaskGroup:
+    """B inner runs side by side, each of N coordinates.
+
+    The tasks differ in their batches only (:data:`hyperadam.tasks.Batch`), so one task's loss
+    serves them all: B = 1 calls it as it is, B > 1 under ``torch.func.vmap``.
+
+    Args:
+        tasks: one a run.
+        run_seeds: likewise; initial parameters and data order are functions of them.
+    """
+
+    def __init__(self, tasks: Sequence[Task], run_seeds: Sequence[int]) -> None:
+        self.tasks = tasks
+        self._data_seeds = [derive_seed(seed, "data") for seed in run_seeds]
+        inits = [
+            task.init_params(make_generator(seed, "params"))
+            for task, seed in zip(tasks, run_seeds, strict=True)
+        ]
+        self.initial_BN = torch.stack(
+            [torch.cat([value.flatten() for value in params.values()]) for params in inits]
+        )
+        self._shapes = {name: value.shape for name, value in inits[0].items()}
+
+    def batch(self, step: int) -> Batch:
+        """What :meth:`loss` needs at a step: the task's own batch, or B of them stacked."""
+        batches = [
+            task.batch(seed, step) for task, seed in zip(self.tasks, self._data_seeds, strict=True)
+        ]
+        return batches[0] if len(batches) == 1 else stack_batches(batches)
+
+    def loss(self, params_BN: Tensor, batch: Batch) -> Tensor:
+        """Each task's loss, (B,)."""
+        if len(self.tasks) == 1:
+            return self._loss(params_BN[0], batch).unsqueeze(0)
+        return torch.func.vmap(self._loss)(params_BN, batch)
+
+    def _loss(self, params_N: Tensor, batch: Batch) -> Tensor:
+        pieces = params_N.split([shape.numel() for shape in self._shapes.values()])
+        params = {
+            name: piece.view(shape)
+            for (name, shape), piece in zip(self._shapes.items(), pieces, strict=True)
+        }
+        return self.tasks[0].loss(params, batch)

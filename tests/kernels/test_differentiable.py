@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from conftest import random_theta
+from hyperadam.errors import ConfigError
+from hyperadam.kernels import ReferenceRule, differentiable_rule
+from hyperadam.rule import RULES, VariationalHyperAdamRule
+
+F64 = torch.float64
+N, STEPS = 7, 3
+
+
+def unroll(rule, theta, grads_TBN, state=None):
+    """The unrolled updates and the steps."""
+    steps, tasks, count = grads_TBN.shape
+    state = state or rule.init_state(tasks, count, grads_TBN.dtype)
+    unrolled = rule.begin(theta, state, steps)
+    return [unrolled.step(grad_BN) for grad_BN in grads_TBN], unrolled
+
+
+def theta_with_grad(rule, dtype):
+    return {k: v.requires_grad_() for k, v in random_theta(rule, dtype).items()}
+
+
+@pytest.fixture
+def rule(rule_name):
+    return RULES[rule_name](channels=4)
+
+
+def test_auto_is_the_reference():
+    rule = VariationalHyperAdamRule()
+    for backend in ("auto", "reference"):
+        made = differentiable_rule(rule, backend)
+        assert isinstance(made, ReferenceRule)
+        assert made.rule is rule
+    with pytest.raises(ConfigError, match="unknown backend 'referense': did you mean 'reference'"):
+        differentiable_rule(rule, "referense")
+
+
+def test_the_first_state_is_zero_with_a_dimension_for_tasks(rule):
+    state = ReferenceRule(rule).init_state(3, N, F64)
+    assert state.step.shape == ()
+    for name, value in rule.init_state(N, dtype=F64).tensors().items():
+        if name != "step":
+            assert torch.equal(state.tensors()[name], torch.stack([value] * 3)), name
+
+
+def test_one_task_has_the_bits_of_the_rules_own_step(rule):
+    theta = theta_with_grad(rule, torch.float32)
+    grads = torch.randn(STEPS, 1, N)
+    updates, unrolled = unroll(ReferenceRule(rule), theta, grads)
+    state = rule.init_state(N)
+    for update, grad in zip(updates, grads, strict=True):
+        plain, state = rule.step(theta, state, grad[0])
+        assert torch.equal(update.mean_N, plain.mean_N.unsqueeze(0))
+    carry = unrolled.carry()
+    for name, value in state.tensors().items():
+        assert torch.equal(carry.tensors()[name], value if name == "step" else value.unsqueeze(0))
+
+
+def test_tasks_are_independent(rule):
+    theta = theta_with_grad(rule, F64)
+    reference = ReferenceRule(rule)
+    grads = torch.randn(STEPS, 2, N, dtype=F64)
+    updates, unrolled = unroll(reference, theta, grads)
+    for task in range(2):
+        alone, alone_unrolled = unroll(reference, theta, grads[:, task : task + 1])
+        for update, own in zip(updates, alone, strict=True):
+            torch.testing.assert_close(update.mean_N[task], own.mean_N[0])
+            torch.testing.assert_close(reference.rule.kl(update)[task], reference.rule.kl(own)[0])
+        for name, value in alone_unrolled.carry().tensors().items():
+            if name != "step":
+                torch.testing.assert_close(unrolled.carry().tensors()[name][task], value[0])
+
+
+@pytest.mark.parametrize("tasks", [1, 2])
+def test_an_unroll_goes_on_from_a_carry_without_its_graph(rule, tasks):
+    theta = theta_with_grad(rule, F64)
+    reference = ReferenceRule(rule)
+    grads = torch.randn(STEPS, tasks, N, dtype=F64)
+    whole, _ = unroll(reference, theta, grads)
+    _, first = unroll(reference, theta, grads[:-1])
+    carry = first.carry()
+    assert not any(value.requires_grad for value in carry.tensors().values())
+    (last,), second = unroll(reference, theta, grads[-1:], carry)
+    torch.testing.assert_close(last.mean_N, whole[-1].mean_N)
+    assert last.mean_N.requires_grad
+    assert int(second.carry().step) == STEPS
