@@ -6,6 +6,7 @@ import torch
 from conftest import random_theta
 from hyperadam.errors import ConfigError
 from hyperadam.kernels import ReferenceRule, differentiable_rule
+from hyperadam.kernels.cpu_unroll import CpuRule
 from hyperadam.rule import RULES, VariationalHyperAdamRule
 
 F64 = torch.float64
@@ -29,14 +30,24 @@ def rule(rule_name):
     return RULES[rule_name](channels=4)
 
 
-def test_auto_is_the_reference():
+@pytest.fixture(params=["reference", "cpu"])
+def differentiable(request, rule):
+    if request.param == "cpu" and not isinstance(rule, VariationalHyperAdamRule):
+        pytest.skip("the kernel serves one rule")
+    return differentiable_rule(rule, request.param)
+
+
+def test_the_choice_of_a_backend():
     rule = VariationalHyperAdamRule()
-    for backend in ("auto", "reference"):
+    assert isinstance(differentiable_rule(rule, "reference"), ReferenceRule)
+    for backend in ("auto", "cpu"):
         made = differentiable_rule(rule, backend)
-        assert isinstance(made, ReferenceRule)
+        assert isinstance(made, CpuRule)
         assert made.rule is rule
     with pytest.raises(ConfigError, match="unknown backend 'referense': did you mean 'reference'"):
         differentiable_rule(rule, "referense")
+    with pytest.raises(ConfigError, match="can't serve"):
+        differentiable_rule(RULES["rnnprop"](), "cpu")
 
 
 def test_the_first_state_is_zero_with_a_dimension_for_tasks(rule):
@@ -60,31 +71,55 @@ def test_one_task_has_the_bits_of_the_rules_own_step(rule):
         assert torch.equal(carry.tensors()[name], value if name == "step" else value.unsqueeze(0))
 
 
-def test_tasks_are_independent(rule):
+def test_tasks_are_independent(rule, differentiable):
     theta = theta_with_grad(rule, F64)
-    reference = ReferenceRule(rule)
     grads = torch.randn(STEPS, 2, N, dtype=F64)
-    updates, unrolled = unroll(reference, theta, grads)
+    updates, unrolled = unroll(differentiable, theta, grads)
     for task in range(2):
-        alone, alone_unrolled = unroll(reference, theta, grads[:, task : task + 1])
+        alone, alone_unrolled = unroll(differentiable, theta, grads[:, task : task + 1])
         for update, own in zip(updates, alone, strict=True):
             torch.testing.assert_close(update.mean_N[task], own.mean_N[0])
-            torch.testing.assert_close(reference.rule.kl(update)[task], reference.rule.kl(own)[0])
+            torch.testing.assert_close(rule.kl(update)[task], rule.kl(own)[0])
         for name, value in alone_unrolled.carry().tensors().items():
             if name != "step":
                 torch.testing.assert_close(unrolled.carry().tensors()[name][task], value[0])
 
 
 @pytest.mark.parametrize("tasks", [1, 2])
-def test_an_unroll_goes_on_from_a_carry_without_its_graph(rule, tasks):
+def test_an_unroll_goes_on_from_a_carry_without_its_graph(rule, differentiable, tasks):
     theta = theta_with_grad(rule, F64)
-    reference = ReferenceRule(rule)
     grads = torch.randn(STEPS, tasks, N, dtype=F64)
-    whole, _ = unroll(reference, theta, grads)
-    _, first = unroll(reference, theta, grads[:-1])
+    whole, _ = unroll(differentiable, theta, grads)
+    _, first = unroll(differentiable, theta, grads[:-1])
     carry = first.carry()
     assert not any(value.requires_grad for value in carry.tensors().values())
-    (last,), second = unroll(reference, theta, grads[-1:], carry)
+    (last,), second = unroll(differentiable, theta, grads[-1:], carry)
     torch.testing.assert_close(last.mean_N, whole[-1].mean_N)
     assert last.mean_N.requires_grad
     assert int(second.carry().step) == STEPS
+
+
+def test_the_kernel_and_the_reference_agree():
+    """Updates, KL with a prior mean, state and the gradient of all of them."""
+    rule = VariationalHyperAdamRule(
+        channels=6, kl_prior_mean="fixed_moments", column_norm="rms", moment_decays=(0.9, 0.99)
+    )
+    grads = torch.randn(4, 3, 40, dtype=F64, generator=torch.Generator().manual_seed(0))
+    found = []
+    for backend in ("reference", "cpu"):
+        theta = theta_with_grad(rule, F64)
+        updates, unrolled = unroll(differentiable_rule(rule, backend), theta, grads)
+        loss = sum((rule.kl(update) + update.mean_N.sin().sum(-1)).sum() for update in updates)
+        loss.backward()
+        carry = unrolled.carry()
+        assert not any(value.requires_grad for value in carry.tensors().values())
+        found.append(
+            [
+                loss.detach(),
+                *[update.mean_N.detach() for update in updates],
+                *[value.grad for value in theta.values()],
+                *carry.tensors().values(),
+            ]
+        )
+    for reference, kernel in zip(*found, strict=True):
+        torch.testing.assert_close(kernel, reference, rtol=1e-9, atol=1e-11)

@@ -28,6 +28,7 @@ def test_the_paper_preset_is_the_papers_recipe():
         "meta_weight_decay": 5e-4,
         "meta_grad_clip": None,
         "seed": 0,
+        "backend": "auto",
     }
     assert paper.total_meta_steps == 50_000
     assert paper.total_meta_steps * paper.unroll_length == 10**6

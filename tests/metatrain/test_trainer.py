@@ -2,11 +2,9 @@ from __future__ import annotations
 
 import dataclasses
 
-import numpy as np
 import pytest
 import torch
 
-from conftest import GOLDEN
 from hyperadam.metatrain import InnerState, MetaTrainer, unroll
 from hyperadam.presets import preset
 from hyperadam.rule import standard_normal
@@ -115,7 +113,7 @@ def recipe_written_out(config, meta_steps):
 
 
 def test_one_task_at_a_time_has_the_bits_of_the_recipe():
-    trainer = MetaTrainer(SMOKE)
+    trainer = MetaTrainer(dataclasses.replace(SMOKE, backend="reference"))
     for _ in range(6):
         trainer.meta_step()
     theta, seen = recipe_written_out(SMOKE, 6)
@@ -123,16 +121,19 @@ def test_one_task_at_a_time_has_the_bits_of_the_recipe():
     assert [(record.meta_loss, record.grad_norm) for record in trainer.history] == seen
 
 
-def test_one_task_at_a_time_is_as_it_was_recorded():
-    """Before there were several tasks a step; other processors round otherwise."""
-    recorded = np.load(GOLDEN / "smoke_metatrain.npz")
-    trainer = MetaTrainer(SMOKE)
-    for _ in range(6):
-        trainer.meta_step()
-    history = np.array([dataclasses.astuple(record) for record in trainer.history], np.float64)
-    np.testing.assert_allclose(history, recorded["history"], rtol=1e-4)
-    for name, value in theta_of(trainer).items():
-        np.testing.assert_allclose(value, recorded[f"theta.{name}"], rtol=0, atol=1e-5)
+def test_backends_agree_but_for_rounding():
+    results = []
+    for backend in ("reference", "cpu"):
+        trainer = MetaTrainer(dataclasses.replace(SMOKE, backend=backend))
+        for _ in range(6):
+            trainer.meta_step()
+        results.append(trainer)
+    one, two = results
+    for mine, theirs in zip(one.history, two.history, strict=True):
+        assert mine.meta_loss == pytest.approx(theirs.meta_loss, rel=1e-5)
+        assert mine.grad_norm == pytest.approx(theirs.grad_norm, rel=1e-3)
+    for name, value in theta_of(one).items():
+        torch.testing.assert_close(value, theta_of(two)[name], rtol=0, atol=1e-5)
 
 
 def test_the_meta_gradient_of_many_is_the_mean_of_each():
