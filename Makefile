@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SOURCES := $(shell find src -type f -not -path '*/__pycache__/*' -not -name '*.so') CMakeLists.txt pyproject.toml constraints.txt README.md
 
-.PHONY: demo test lint test-wheel figures clean
+.PHONY: demo test lint test-wheel figures bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/hyperadam demo
@@ -39,6 +39,10 @@ figures: $(VENV)/.installed-dev
 		$(BIN)/hyperadam demo --task $$task --data-dir $(DATA_DIR) --seeds 5 \
 			--out $(FIGURES)/$$task.png > $(FIGURES)/$$task.txt || exit 1; \
 	done
+
+# Times and memory, for benchmarks/results: an hour on an idle machine with 24 GB.
+bench: $(VENV)/.installed-dev
+	$(BIN)/python -m benchmarks all --out benchmarks/results --data-dir $(DATA_DIR)
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import hyperadam
+import hyperadam.estimate
 from conftest import make_weights, random_theta
 from hyperadam import load_weights, save_weights
 from hyperadam.cli import run
@@ -40,6 +41,13 @@ def refused(capsys, *arguments):
         ("demo --task digits-mlp1-reluu", "did you mean 'digits-mlp1-relu'"),
         ("demo --data-dir nowhere", "no folder nowhere"),
         ("demo --out .", "must end in .png"),
+        ("estimate", "required: --params"),
+        ("estimate --params many", "such as 11200000, 11.2M, 270k or 1.5B; got 'many'"),
+        ("estimate --params 0", "a whole number from 1"),
+        ("estimate --params 1k --weights mine", "unknown weights 'mine'"),
+        ("estimate --params 1k --state-dtype int8", "invalid choice: 'int8'"),
+        ("estimate --params 1k --device abacus", "the device 'abacus' can't be used"),
+        ("estimate --params 1k --device meta", "must be cpu or cuda"),
         ("meta-train --out OUT --resume --licence MIT", "go with a preset"),
         ("meta-train --out OUT --preset smoke --set rule=[1]", "unknown rule"),
         ("demo --weights mine", "unknown weights 'mine'"),
@@ -79,6 +87,7 @@ def test_a_file_where_a_folder_should_be(capsys, tmp_path):
     [
         [],
         ["demo"],
+        ["estimate"],
         ["meta-train"],
         ["weights"],
         ["weights", "show"],
@@ -162,6 +171,27 @@ def test_demo(capsys, tmp_path):
         assert shown in captured.out
     assert "17/17" in captured.err
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_estimate(capsys):
+    assert run(["estimate", "--params", "2.5k", "--state-dtype", "bfloat16"]) == 0
+    text = capsys.readouterr().out
+    for shown in ("2,500 parameters", "bfloat16", "122 numbers, 244 bytes", "2 numbers, 8 bytes"):
+        assert shown in text
+    for shown in ("610 kB", "30 kB", "640 kB", "20 kB", "it fits", "measured here with 2,500"):
+        assert shown in text
+    assert "linearly" not in text
+
+
+def test_estimate_warns_of_what_does_not_fit(capsys, monkeypatch):
+    monkeypatch.setattr(hyperadam.estimate, "MEASURED_PARAMS", 1000)
+    monkeypatch.setattr(hyperadam.estimate, "MEASURED_PARAMS_REFERENCE", 1000)
+    assert run(["estimate", "--params", "1000B"]) == 0
+    text = capsys.readouterr().out
+    assert "WARNING: it does not fit: 500 TB are needed" in text
+    assert "--state-dtype bfloat16 would need 256 TB" in text
+    assert "measured here with 1,000 parameters" in text
+    assert "scaled linearly" in text
 
 
 def test_as_a_module():

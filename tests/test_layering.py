@@ -30,8 +30,10 @@ ALLOWED: dict[str, set[str]] = {
     "evaluation": BASE | {"tasks"},
     "baselines": BASE | {"evaluation", "tasks"},
     "demo": BASE | {"baselines", "evaluation", "optim", "tasks", "weights", "files"},
-    "console": BASE | {"demo", "metatrain", "weights"},
-    "cli": BASE | {"console", "demo", "metatrain", "presets", "rule", "tasks", "weights"},
+    "estimate": BASE | {"kernels", "optim", "weights"},
+    "console": BASE | {"demo", "estimate", "metatrain", "weights"},
+    "cli": BASE
+    | {"console", "demo", "estimate", "metatrain", "presets", "rule", "tasks", "weights"},
     "__main__": {"cli"},
     "__init__": {"optim", "weights"},
 }

@@ -15,6 +15,8 @@ from rich.progress import TextColumn
 
 from hyperadam.console import (
     demo_table,
+    estimate_remarks,
+    estimate_table,
     meta_train_progress,
     print_table,
     progress_bar,
@@ -23,6 +25,7 @@ from hyperadam.console import (
 )
 from hyperadam.demo import DEFAULT_TASK, draw_demo, run_demo, total_work
 from hyperadam.errors import HyperAdamError
+from hyperadam.estimate import STATE_DTYPES, estimate, parse_count
 from hyperadam.metatrain import MetaTrainConfig, RunLabel, run_meta_training, source_version
 from hyperadam.metatrain.run import UNSPECIFIED
 from hyperadam.presets import PRESETS, preset
@@ -65,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"hyperadam {version('hyperadam')}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_demo(commands)
+    _add_estimate(commands)
     _add_meta_train(commands)
     _add_weights(commands)
     return parser
@@ -112,6 +116,32 @@ def _add_demo(commands: argparse._SubParsersAction[_Parser]) -> None:
         help="steps of each run (%(default)s)",
     )
     demo.set_defaults(run=_demo)
+
+
+def _add_estimate(commands: argparse._SubParsersAction[_Parser]) -> None:
+    cost = commands.add_parser(
+        "estimate",
+        help="tell memory and step time for a number of parameters",
+        description="Tell, before anything is allocated, the memory and the step time for a "
+        "number of parameters, beside Adam's.",
+    )
+    cost.add_argument(
+        "--params", required=True, metavar="N", help="parameters, such as 11200000, 11.2M or 270k"
+    )
+    cost.add_argument(
+        "--weights",
+        default="default",
+        metavar="NAME|PATH",
+        help="bundled weights, or a file (%(default)s)",
+    )
+    cost.add_argument(
+        "--state-dtype",
+        choices=list(STATE_DTYPES),
+        default="float32",
+        help="of the optimizer's state (%(default)s)",
+    )
+    cost.add_argument("--device", default="cpu", metavar="DEVICE", help="cpu or cuda (%(default)s)")
+    cost.set_defaults(run=_estimate)
 
 
 def _add_data_dir(parser: argparse.ArgumentParser) -> None:
@@ -213,6 +243,17 @@ def _demo(arguments: argparse.Namespace) -> int:
     draw_demo(result, out)
     print_table(demo_table(result))
     print(f"picture: {out}")
+    return 0
+
+
+def _estimate(arguments: argparse.Namespace) -> int:
+    num_params = parse_count(arguments.params)
+    weights = load_weights(arguments.weights)
+    result = estimate(
+        weights, num_params, state_dtype=arguments.state_dtype, device=arguments.device
+    )
+    print_table(estimate_table(result))
+    print("\n".join(estimate_remarks(result)))
     return 0
 
 

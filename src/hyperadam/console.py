@@ -20,6 +20,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from hyperadam.demo import Demo
+    from hyperadam.estimate import Estimate
     from hyperadam.metatrain import MetaStep, MetaTrainer
     from hyperadam.weights import Weights
 
@@ -98,6 +99,68 @@ def demo_table(demo: Demo) -> Table:
             f"{entry.step_milliseconds():.2f}",
         )
     return table
+
+
+def _scaled(value: float, units: tuple[tuple[float, str], ...]) -> str:
+    """A quantity to three digits in the largest unit that it reaches, or else the smallest."""
+    size, unit = next((entry for entry in units if value >= entry[0]), units[-1])
+    number = value / size
+    return f"{number:,.0f} {unit}" if number >= 100 else f"{number:.3g} {unit}"
+
+
+def _bytes(value: float) -> str:
+    return _scaled(value, ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1, "bytes")))
+
+
+def _seconds(value: float) -> str:
+    return _scaled(value, ((1, "s"), (1e-3, "ms"), (1e-6, "µs")))
+
+
+def estimate_table(estimate: Estimate) -> Table:
+    """Memory and step time beside Adam's."""
+    memory = estimate.memory
+    table = Table(title=f"{estimate.num_params:,} parameters, state in {estimate.state_dtype}")
+    table.add_column("")
+    table.add_column("Variational HyperAdam", justify="right")
+    table.add_column("Adam", justify="right")
+    table.add_row(
+        "state a parameter",
+        f"{memory.numbers} numbers, {memory.bytes_a_param} bytes",
+        f"2 numbers, {memory.adam // estimate.num_params} bytes",
+    )
+    table.add_row("state", _bytes(memory.state), _bytes(memory.adam))
+    table.add_row("working buffers", _bytes(memory.buffers), "")
+    table.add_row("state and buffers", _bytes(memory.total), _bytes(memory.adam))
+    table.add_row(
+        "one step, about", _seconds(estimate.step_seconds), _seconds(estimate.adam_step_seconds)
+    )
+    return table
+
+
+def estimate_remarks(estimate: Estimate) -> list[str]:
+    """Whether it fits, and how the times were come by; a line each."""
+    memory, lines = estimate.memory, []
+    if estimate.free_bytes is None:
+        lines.append(f"free memory of {estimate.device}: not known")
+    elif estimate.fits:
+        lines.append(f"free memory of {estimate.device}: {_bytes(estimate.free_bytes)}; it fits")
+    else:
+        lines.append(
+            f"WARNING: it does not fit: {_bytes(memory.total)} are needed, "
+            f"{_bytes(estimate.free_bytes)} of {estimate.device} memory are free"
+        )
+        if estimate.state_dtype == "float32":
+            smaller = memory.state / 2 + memory.buffers
+            lines.append(f"--state-dtype bfloat16 would need {_bytes(smaller)}")
+    if estimate.backend == "reference":
+        lines.append("the reference backend needs several times the state more while a step runs")
+    threads = f", {estimate.threads} threads" if estimate.device == "cpu" else ""
+    scaled = estimate.measured_params < estimate.num_params
+    lines.append(
+        f"times: measured here with {estimate.measured_params:,} parameters in one tensor "
+        f"({estimate.backend} backend{threads})" + (", scaled linearly" if scaled else "")
+    )
+    return lines
 
 
 def weights_table(bundled: Mapping[str, Weights]) -> Table:

@@ -1,0 +1,1 @@
+"""Measurements of cost: ``python -m benchmarks step|meta|floor|all --out DIR``."""

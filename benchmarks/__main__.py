@@ -1,0 +1,72 @@
+"""``python -m benchmarks step|meta|floor|all``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import floor, machine, meta, step
+from benchmarks.report import write
+from hyperadam.errors import HyperAdamError
+
+NAMES = ("floor", "step", "meta")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("benchmark", choices=[*NAMES, "all"])
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), metavar="DIR")
+    parser.add_argument("--backend", default="auto", help="of ours (%(default)s)")
+    parser.add_argument("--device", default="cpu", help="for floor and step (%(default)s)")
+    parser.add_argument(
+        "--data-dir",
+        type=Path,
+        default=Path("../shared/data"),
+        metavar="DIR",
+        help="folder with MNIST's parquet files, for meta (%(default)s)",
+    )
+    parser.add_argument("--quick", action="store_true", help="tiny sizes: does it work?")
+    return parser
+
+
+def _command(arguments: argparse.Namespace, name: str) -> str:
+    """The command of one benchmark, without paths."""
+    words = ["python -m benchmarks", name]
+    if name != "floor":
+        words += ["--backend", arguments.backend]
+    if name != "meta":
+        words += ["--device", arguments.device]
+    return " ".join([*words, "--quick"] if arguments.quick else words)
+
+
+def _results(arguments: argparse.Namespace, name: str) -> tuple[dict[str, Any], list[str]]:
+    device, quick = torch.device(arguments.device), arguments.quick
+    if name == "floor":
+        return floor.run(device=device, quick=quick)
+    if name == "step":
+        return step.run(backend=arguments.backend, device=device, quick=quick)
+    return meta.run(backend=arguments.backend, data_dir=arguments.data_dir, quick=quick)
+
+
+def main(words: list[str] | None = None) -> int:
+    """Run benchmarks, writing each one's results when it is done."""
+    arguments = _parser().parse_args(words)
+    for name in NAMES if arguments.benchmark == "all" else (arguments.benchmark,):
+        try:
+            results, sections = _results(arguments, name)
+        except HyperAdamError as error:
+            print(f"benchmarks: {error}", file=sys.stderr)
+            return 2
+        described = machine.describe(torch.device(arguments.device))
+        saved = name if arguments.device == "cpu" or name == "meta" else f"{name}-gpu"
+        write(arguments.out, saved, _command(arguments, name), described, results, sections)
+        print("\n\n".join(sections))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,155 @@
+"""Meta-training: inner steps a second and peak memory, of ours, the reference and the textbook."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from benchmarks.meta_worker import OURS, TEXTBOOK, TRIVIAL, Job
+from benchmarks.report import number, table
+from hyperadam.errors import HyperAdamError
+from hyperadam.metatrain import MetaTrainConfig
+
+BATCHED = 8
+
+
+class WorkerError(HyperAdamError):
+    """A process that measures failed."""
+
+
+def jobs(backend: str, data_dir: Path, *, quick: bool) -> dict[str, Job]:
+    """The programs by name, the trivial ones among them."""
+    task = "digits-mlp1-sigmoid" if quick else MetaTrainConfig().task
+    common = Job(
+        program=OURS,
+        backend=backend,
+        tasks=1,
+        task=task,
+        data_dir=None if quick else str(data_dir),
+        warm_steps=1,
+        # Whole inner runs of five unrolls, so that what begins a run counts as often as it is.
+        meta_steps=2 if quick else 15,
+    )
+    batched = 2 if quick else BATCHED
+    fewer = 2 if quick else 5
+    plain = dataclasses.replace(common, meta_steps=fewer)
+    return {
+        f"ours, B={batched}": dataclasses.replace(plain, tasks=batched),
+        "ours, B=1": common,
+        "reference": dataclasses.replace(plain, backend="reference"),
+        TEXTBOOK: dataclasses.replace(plain, program=TEXTBOOK),
+        f"{TRIVIAL}, B={batched}": dataclasses.replace(plain, program=TRIVIAL, tasks=batched),
+        f"{TRIVIAL}, B=1": dataclasses.replace(plain, program=TRIVIAL),
+    }
+
+
+def _run_job(job: Job) -> dict[str, Any]:
+    command = [sys.executable, "-m", "benchmarks.meta_worker"]
+    done = subprocess.run(
+        [*command, json.dumps(dataclasses.asdict(job))], capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise WorkerError(f"{job.program} failed: {last}")
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def run(*, backend: str, data_dir: Path, quick: bool) -> tuple[dict[str, Any], list[str]]:
+    """All numbers, and the sections of the Markdown file."""
+    rounds = 1 if quick else 3
+    chosen = jobs(backend, data_dir, quick=quick)
+    raw: dict[str, list[dict[str, Any]]] = {name: [] for name in chosen}
+    left_out: dict[str, str] = {}
+    for done in range(rounds):
+        for name, job in chosen.items():
+            if name in left_out:
+                continue
+            print(f"meta: {name}, round {done + 1} of {rounds}")
+            found = _run_job(job)
+            if "unavailable" in found:
+                left_out[name] = found["unavailable"]
+            else:
+                raw[name].append(found)
+    results = summarise(chosen, raw) | {
+        "task": next(iter(chosen.values())).task,
+        "unroll_length": MetaTrainConfig().unroll_length,
+        "left_out": left_out,
+        "raw": raw,
+    }
+    return results, sections(results)
+
+
+def summarise(jobs: dict[str, Job], raw: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """Medians over rounds, and ratios to the textbook.
+
+    Returns:
+        ``programs`` by name: ``inner_steps_s``, of all inner runs together; ``peak_bytes``;
+        ``above_inner_bytes``, the peak without that of the trivial rule with as many inner runs.
+        ``ratios`` by name: ``speed`` over the textbook's, ``memory`` (above the inner task) of the
+        textbook over the program's.
+    """
+    unroll_length = MetaTrainConfig().unroll_length
+    peaks = {
+        name: statistics.median(found["peak_bytes"] for found in rounds)
+        for name, rounds in raw.items()
+        if rounds
+    }
+    trivial = {
+        job.tasks: peaks[name]
+        for name, job in jobs.items()
+        if job.program == TRIVIAL and name in peaks
+    }
+    programs: dict[str, dict[str, float]] = {}
+    for name, peak in peaks.items():
+        seconds = statistics.median(statistics.mean(found["seconds"]) for found in raw[name])
+        programs[name] = {
+            "inner_steps_s": jobs[name].tasks * unroll_length / seconds,
+            "peak_bytes": peak,
+            "above_inner_bytes": peak - trivial[jobs[name].tasks],
+        }
+    ratios = {}
+    plain = programs.get(TEXTBOOK)
+    for name, found in programs.items():
+        if plain is not None and jobs[name].program == OURS:
+            ratios[name] = {"speed": found["inner_steps_s"] / plain["inner_steps_s"]}
+            if found["above_inner_bytes"] > 0:
+                ratios[name]["memory"] = plain["above_inner_bytes"] / found["above_inner_bytes"]
+    return {"programs": programs, "ratios": ratios}
+
+
+def sections(results: dict[str, Any]) -> list[str]:
+    """A table and what was left out."""
+    rows = []
+    for name, found in results["programs"].items():
+        ratio = results["ratios"].get(name, {})
+        rows.append(
+            [
+                name,
+                number(found["inner_steps_s"]),
+                number(found["peak_bytes"] / 1e6),
+                number(found["above_inner_bytes"] / 1e6),
+                number(ratio.get("speed")),
+                number(ratio.get("memory")),
+            ]
+        )
+    header = [
+        "program",
+        "inner steps a second",
+        "peak, MB",
+        "above the inner task, MB",
+        "speed over textbook",
+        "memory, textbook over it",
+    ]
+    texts = [
+        f"Task {results['task']} with random scaling and convex term, unrolls of "
+        f"{results['unroll_length']}; B inner runs a meta-step:",
+        table(header, rows),
+    ]
+    texts += [f"Left out: {name}: {reason}" for name, reason in results["left_out"].items()]
+    return texts

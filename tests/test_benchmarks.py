@@ -1,0 +1,175 @@
+"""The benchmarks compare like with like, and run."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+
+from benchmarks import floor, meta, plain_meta, step, textbook
+from benchmarks.__main__ import main
+from benchmarks.measure import Program, groups
+from benchmarks.resnet import resnet20_shapes
+from conftest import random_theta
+from hyperadam.metatrain import InnerState, MetaTrainConfig, unroll
+from hyperadam.rule import VariationalHyperAdamRule
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        VariationalHyperAdamRule(),
+        VariationalHyperAdamRule(channels=6, column_norm="rms", candidate_bound=5.0),
+    ],
+    ids=["paper", "bundled"],
+)
+def test_textbook_is_the_rule(rule):
+    theta = random_theta(rule, torch.float64)
+    variant = textbook.Variant(rule.column_norm == "rms", rule.candidate_bound)
+    generator = torch.Generator().manual_seed(0)
+    ours, plain = rule.init_state(50, dtype=torch.float64), textbook.init(theta, 50)
+    for _ in range(5):
+        g = torch.randn(50, generator=generator, dtype=torch.float64)
+        update, ours = rule.step(theta, ours, g)
+        mean, log_var, plain = textbook.update(theta, plain, g, variant)
+        torch.testing.assert_close(mean, update.mean_N, rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(log_var, update.log_var_N, rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(textbook.kl(log_var), rule.kl(update))
+
+
+def test_textbook_optimizer_moves_the_parameters():
+    rule = VariationalHyperAdamRule(channels=6)
+    theta, w = random_theta(rule), torch.nn.Parameter(torch.ones(9))
+    w.grad = torch.linspace(-1, 1, 9)
+    mean, log_var, _ = textbook.update(theta, textbook.init(theta, 9), w.grad)
+    torch.manual_seed(0)
+    textbook.TextbookOptimizer(w, theta, 0.1, textbook.Variant()).step()
+    torch.manual_seed(0)
+    expected = 1 - 0.1 * (mean + torch.exp(log_var / 2) * torch.randn(9))
+    torch.testing.assert_close(w.detach(), expected)
+
+
+def test_plain_meta_gradient_is_the_packages(monkeypatch):
+    """The same unroll, without noise, by the benchmark's program and by the package's."""
+    monkeypatch.setattr(torch, "randn_like", torch.zeros_like)
+    rule = VariationalHyperAdamRule(channels=4)
+    config = MetaTrainConfig(task="digits-mlp1-sigmoid", unroll_length=3, trajectory_length=3)
+    theta = random_theta(rule)
+    trainer = plain_meta.PlainMetaTrainer(config, plain_meta.TextbookRule(), theta)
+    (inner,) = trainer.inner
+    start, batches = inner.w, [inner.task.batch(inner.data_seed, t) for t in range(3)]
+    trainer.unroll(inner).backward()
+
+    ours = {name: value.detach().clone().requires_grad_() for name, value in theta.items()}
+    result = unroll(
+        rule,
+        rule.step,
+        ours,
+        InnerState(start, rule.init_state(len(start))),
+        inner.loss,
+        batches,
+        torch.zeros(3, len(start)),
+        lr=config.lr,
+        kl_weight=config.kl_weight,
+    )
+    result.meta_loss.backward()
+    torch.testing.assert_close(inner.w, result.carry.params_N)
+    for name, value in ours.items():
+        scale = float(value.grad.abs().max())
+        torch.testing.assert_close(theta[name].grad, value.grad, rtol=1e-3, atol=1e-4 * scale)
+
+
+def test_trivial_rule_trains_the_same_task():
+    config = MetaTrainConfig(task="digits-mlp1-sigmoid", unroll_length=2, trajectory_length=2)
+    theta = plain_meta.trivial_theta()
+    trainer = plain_meta.PlainMetaTrainer(config, plain_meta.TrivialRule(), theta, tasks=2)
+    first = trainer.inner
+    assert math.isfinite(trainer.meta_step())
+    assert theta["scale"] != 1
+    assert trainer.inner is not first
+
+
+def test_counts_of_the_papers_rule():
+    needed = floor.counts(VariationalHyperAdamRule())
+    assert (needed.flop, needed.exponentials, needed.bytes) == (10_560, 181, 988)
+    assert floor.counts(VariationalHyperAdamRule(), 2).bytes == 500
+    assert floor.counts(VariationalHyperAdamRule(candidate_bound=5.0)).exponentials == 201
+    rates = floor.Rates(flop=10_560.0, copy_bytes=988.0, exponentials=math.inf)
+    assert floor.floor_seconds(needed, rates) == 2
+    wider = floor.counts(VariationalHyperAdamRule(moment_decays=(0.9, 0.99)))
+    assert (wider.flop, wider.bytes) == (10_640, 1004)
+
+
+def test_programs_are_measured_together_where_they_fit():
+    programs = [Program(str(size), lambda: print, size, 5) for size in (10, 10, 80, 1)]
+    assert [len(group) for group in groups(programs, None)] == [4]
+    assert [[p.held_bytes for p in group] for group in groups(programs, 30)] == [
+        [10, 10],
+        [80],
+        [1],
+    ]
+    assert list(groups([], 30)) == []
+
+
+def test_resnet20():
+    shapes = resnet20_shapes()
+    assert sum(math.prod(shape) for shape in shapes) == 269_722
+    assert sum(len(shape) == 4 for shape in shapes) == 19
+
+
+def test_step_ratios():
+    def entry(**ns):
+        return {"programs": {name: {"median_ns_a_param": value} for name, value in ns.items()}}
+
+    ours = "cpu float32"
+    measured = {
+        "160k": entry(**{"Adam": 2.0, "textbook": 60.0, ours: 20.0}),
+        "16M": entry(**{"Adam": 4.0, ours: 30.0}),
+        step.RESNET: entry(**{"Adam": 4.0, ours: 22.0}),
+        step.RESNET_FLAT: entry(**{"Adam": 4.0, ours: 20.0}),
+    }
+    found = step.ratios(measured, {"float32": 10.0, "bfloat16": 8.0}, ["cpu"])
+    assert list(found) == [ours]
+    assert found[ours]["160k"] == {"ours/floor": 2, "textbook/ours": 3, "ours/Adam": 10}
+    assert found[ours]["16M"] == {"ours/floor": 3, "ours/Adam": 7.5}
+    assert found[ours]["16M over 160k"] == {"growth": 1.5}
+    assert found[ours][step.RESNET]["list/flat"] == 1.1
+
+
+def test_meta_summary(tmp_path):
+    jobs = meta.jobs("auto", tmp_path, quick=False)
+    peaks = {"ours, B=8": 130, "ours, B=1": 110, "textbook": 200}
+    raw = {name: [{"seconds": [2.0], "peak_bytes": peaks.get(name, 100)}] * 2 for name in jobs}
+    raw["reference"] = []
+    found = meta.summarise(jobs, raw)
+    assert "reference" not in found["programs"]
+    assert found["programs"]["ours, B=8"]["inner_steps_s"] == 80
+    assert found["programs"]["textbook"]["above_inner_bytes"] == 100
+    assert found["ratios"]["ours, B=1"] == {"speed": 1, "memory": 10}
+
+
+def test_it_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(step, "QUICK_SIZES", {"tiny": 50, "small": 100})
+    monkeypatch.setattr(step, "resnet20_shapes", lambda: [(3, 4), (5,)])
+    for name in ("floor", "step"):
+        assert main([name, "--quick", "--out", str(tmp_path / "out")]) == 0
+        text = (tmp_path / "out" / f"{name}.json").read_text()
+        values = json.loads(text)
+        assert values["command"].startswith(f"python -m benchmarks {name} ")
+        assert str(tmp_path) not in text
+        assert (tmp_path / "out" / f"{name}.md").read_text().startswith(f"# {name}\n")
+    ours = f"{values['results']['ours']} float32"
+    assert set(values["results"]["cases"]) == {"tiny", "small", step.RESNET, step.RESNET_FLAT}
+    for case in values["results"]["cases"].values():
+        assert {"Adam", ours} <= set(case["programs"])
+        assert all(len(p["seconds"]) == p["steps"] for p in case["programs"].values())
+    assert values["results"]["ratios"][ours]["small over tiny"]["growth"] > 0
+    assert "textbook/ours" in capsys.readouterr().out
+
+
+def test_mistakes_are_one_line(tmp_path, capsys):
+    arguments = ["step", "--quick", "--out", str(tmp_path), "--backend", "abacus"]
+    assert main(arguments) == 2
+    assert "unknown backend 'abacus'" in capsys.readouterr().err
