@@ -1,4 +1,4 @@
-"""``python -m benchmarks step|meta|floor|all``."""
+"""``python -m benchmarks step|meta|floor|state-dtype|all``."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from benchmarks import floor, machine, meta, step
+from benchmarks import floor, machine, meta, state_dtype, step
 from benchmarks.report import write
 from hyperadam.errors import HyperAdamError
 
-NAMES = ("floor", "step", "meta")
+NAMES = ("floor", "step", "meta", "state-dtype")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -27,7 +27,7 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         default=Path("../shared/data"),
         metavar="DIR",
-        help="folder with MNIST's parquet files, for meta (%(default)s)",
+        help="folder with MNIST's parquet files, for meta and state-dtype (%(default)s)",
     )
     parser.add_argument("--quick", action="store_true", help="tiny sizes: does it work?")
     return parser
@@ -36,9 +36,9 @@ def _parser() -> argparse.ArgumentParser:
 def _command(arguments: argparse.Namespace, name: str) -> str:
     """The command of one benchmark, without paths."""
     words = ["python -m benchmarks", name]
-    if name != "floor":
+    if name in ("step", "meta"):
         words += ["--backend", arguments.backend]
-    if name != "meta":
+    if name in ("floor", "step"):
         words += ["--device", arguments.device]
     return " ".join([*words, "--quick"] if arguments.quick else words)
 
@@ -49,6 +49,8 @@ def _results(arguments: argparse.Namespace, name: str) -> tuple[dict[str, Any], 
         return floor.run(device=device, quick=quick)
     if name == "step":
         return step.run(backend=arguments.backend, device=device, quick=quick)
+    if name == "state-dtype":
+        return state_dtype.run(data_dir=arguments.data_dir, quick=quick)
     return meta.run(backend=arguments.backend, data_dir=arguments.data_dir, quick=quick)
 
 
@@ -62,7 +64,8 @@ def main(words: list[str] | None = None) -> int:
             print(f"benchmarks: {error}", file=sys.stderr)
             return 2
         described = machine.describe(torch.device(arguments.device))
-        saved = name if arguments.device == "cpu" or name == "meta" else f"{name}-gpu"
+        on_device = arguments.device != "cpu" and name in ("floor", "step")
+        saved = f"{name}-gpu" if on_device else name
         write(arguments.out, saved, _command(arguments, name), described, results, sections)
         print("\n\n".join(sections))
     return 0

@@ -10,9 +10,11 @@ import dataclasses
 import math
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from benchmarks.report import table
 from hyperadam.evaluation import train
 from hyperadam.optim import VariationalHyperAdam
 from hyperadam.tasks import make_task
@@ -47,19 +49,23 @@ def compare(task_name: str, steps: int, seeds: int, data_dir: Path | None) -> Co
     return Comparison(task_name, steps, losses["float32"], losses["bfloat16"])
 
 
-def table(comparisons: list[Comparison]) -> str:
-    """The result in Markdown."""
-    lines = [
-        "| task | steps | seeds | float32 state | bfloat16 state | Welch's t |",
-        "|---|---|---|---|---|---|",
-    ]
-    for each in comparisons:
+def run(*, data_dir: Path, quick: bool) -> tuple[dict[str, Any], list[str]]:
+    """All numbers, and the sections of the Markdown file."""
+    tasks, steps, seeds = (TASKS[:1], 20, 2) if quick else (TASKS, 1000, 10)
+    found = []
+    for task in tasks:
+        print(f"state-dtype: {task}")
+        found.append(compare(task, steps, seeds, data_dir))
+    rows = []
+    for each in found:
         cells = [
             f"{np.mean(losses):.5f} ± {np.std(losses, ddof=1):.5f}"
             for losses in (each.float32, each.bfloat16)
         ]
-        lines.append(
-            f"| `{each.task}` | {each.steps} | {len(each.float32)} | {cells[0]} | {cells[1]} "
-            f"| {each.t_statistic():+.2f} |"
-        )
-    return "\n".join(lines) + "\n"
+        rows.append([each.task, str(each.steps), str(seeds), *cells, f"{each.t_statistic():+.2f}"])
+    header = ["task", "steps", "seeds", "float32 state", "bfloat16 state", "Welch's t"]
+    text = "Final training loss with the bundled weights, mean ± standard deviation over seeds:"
+    return {"comparisons": [dataclasses.asdict(each) for each in found]}, [
+        text,
+        table(header, rows),
+    ]
