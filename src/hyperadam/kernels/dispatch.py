@@ -33,6 +33,8 @@ def why_not(backend: str, rule: Rule, dtype: torch.dtype, device: torch.device) 
         return None
     if device.type != "cpu":
         return f"it runs on the CPU, not on {device}"
+    if dtype not in (torch.float32, torch.float64):
+        return f"it computes in float32 or float64, not in {str(dtype).removeprefix('torch.')}"
     return fused.why_not(rule) or cpu.why_not()
 
 
