@@ -13,6 +13,7 @@ from benchmarks.__main__ import main
 from benchmarks.measure import Program, groups
 from benchmarks.resnet import resnet20_shapes
 from conftest import random_theta
+from hyperadam.kernels import differentiable_rule
 from hyperadam.metatrain import InnerState, MetaTrainConfig, unroll
 from hyperadam.rule import VariationalHyperAdamRule
 
@@ -63,19 +64,19 @@ def test_plain_meta_gradient_is_the_packages(monkeypatch):
     trainer.unroll(inner).backward()
 
     ours = {name: value.detach().clone().requires_grad_() for name, value in theta.items()}
+    differentiable = differentiable_rule(rule)
     result = unroll(
-        rule,
-        rule.step,
+        differentiable,
         ours,
-        InnerState(start, rule.init_state(len(start))),
-        inner.loss,
+        InnerState(start[None], differentiable.init_state(1, len(start))),
+        lambda params_BN, batch: inner.loss(params_BN[0], batch)[None],
         batches,
-        torch.zeros(3, len(start)),
+        torch.zeros(3, 1, len(start)),
         lr=config.lr,
         kl_weight=config.kl_weight,
     )
     result.meta_loss.backward()
-    torch.testing.assert_close(inner.w, result.carry.params_N)
+    torch.testing.assert_close(inner.w, result.carry.params_BN[0])
     for name, value in ours.items():
         scale = float(value.grad.abs().max())
         torch.testing.assert_close(theta[name].grad, value.grad, rtol=1e-3, atol=1e-4 * scale)
