@@ -10,7 +10,7 @@ import dataclasses
 import math
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -41,7 +41,7 @@ class Comparison:
 def compare(task_name: str, steps: int, seeds: int, data_dir: Path | None) -> Comparison:
     """Train with both states from ``seeds`` seeds."""
     task = make_task(task_name, data_dir)
-    losses: dict[str, list[float]] = {"float32": [], "bfloat16": []}
+    losses: dict[Literal["float32", "bfloat16"], list[float]] = {"float32": [], "bfloat16": []}
     for seed in range(seeds):
         for dtype, found in losses.items():
             factory = partial(VariationalHyperAdam, seed=seed, state_dtype=dtype)
