@@ -35,12 +35,14 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
 
 
-def why_not(device: torch.device) -> str | None:
-    """Why the kernel can't serve tensors on ``device``; None where it can."""
+def why_not(device: torch.device, dtype: torch.dtype = torch.float32) -> str | None:
+    """Why the kernel can't compute in ``dtype`` on ``device``; None where it can."""
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed"
     if device.type != "cuda" and not (device.type == "cpu" and interpreted()):
-        return f"Triton needs a CUDA device, not {device.type!r}"
+        return f"Triton needs a CUDA device, not {device}"
+    if dtype != torch.float32:
+        return f"the Triton kernel computes in float32, not {dtype}"
     return None
 
 
@@ -122,21 +124,21 @@ class TritonPasses(Passes):
     Args:
         rule: the rule.
         theta: its meta-parameters, float32 on the device; copied.
-        state_dtype: of the tiles.
+        state_dtype: of the tiles: float32 or bfloat16; None: that of theta.
     """
 
     def __init__(
         self,
         rule: VariationalHyperAdamRule,
         theta: Theta,
-        state_dtype: torch.dtype = torch.float32,
+        state_dtype: torch.dtype | None = None,
     ) -> None:
         from hyperadam.kernels import triton_passes
 
         self.kernels: Any = triton_passes
         self.rule = rule
         self.layout = TileLayout.of(rule)
-        theta = {name: value.detach().to(torch.float32) for name, value in theta.items()}
+        theta = {name: value.detach() for name, value in theta.items()}
         self.device = theta["pre_linear.weight"].device
         self._settings = {
             "H": rule.channels,
@@ -163,7 +165,7 @@ class TritonPasses(Passes):
             _pack(torch.cat([rates[:, channels:], rho]), channels),
             _pack(bias.unsqueeze(-1), channels),
         )
-        # Without a VarBlock the kernel has no use for these pointers.
+        # Where there is no VarBlock, any pointer does: the kernel does not follow it.
         self._var_weights = tuple(
             theta.get(f"linear_var1.{name}", self._pre[1]).contiguous()
             for name in ("weight", "bias")
@@ -253,6 +255,7 @@ class TritonPasses(Passes):
             lanes.grad,
             lanes.mean,
             lanes.mean if lanes.log_var is None else lanes.log_var,
+            lanes.mean if lanes.direction is None else lanes.direction,
             finite,
             *plan.tables(),
             steps_P,
@@ -263,6 +266,7 @@ class TritonPasses(Passes):
             plan.sums_SMH,
             BOUNDED=bound is not None,
             VAR_BLOCK=self.rule.var_block,
+            DIRECTION=lanes.direction is not None,
         )
         return plan.total()
 

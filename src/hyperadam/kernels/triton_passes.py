@@ -340,11 +340,11 @@ def state_cell_pass(
         o_GB = zeros_GB + tl.load(at_bias + 3 * GROUP)[:, None]
         at_weight = weight + group * (8 * H * GROUP) + in_group
         for k in tl.static_range(2 * H):
-            input_B = inputs[k][None, :]
-            i_GB = tl.fma(tl.load(at_weight + 4 * k * GROUP)[:, None], input_B, i_GB)
-            j_GB = tl.fma(tl.load(at_weight + (4 * k + 1) * GROUP)[:, None], input_B, j_GB)
-            f_GB = tl.fma(tl.load(at_weight + (4 * k + 2) * GROUP)[:, None], input_B, f_GB)
-            o_GB = tl.fma(tl.load(at_weight + (4 * k + 3) * GROUP)[:, None], input_B, o_GB)
+            input_1B = inputs[k][None, :]
+            i_GB = tl.fma(tl.load(at_weight + 4 * k * GROUP)[:, None], input_1B, i_GB)
+            j_GB = tl.fma(tl.load(at_weight + (4 * k + 1) * GROUP)[:, None], input_1B, j_GB)
+            f_GB = tl.fma(tl.load(at_weight + (4 * k + 2) * GROUP)[:, None], input_1B, f_GB)
+            o_GB = tl.fma(tl.load(at_weight + (4 * k + 3) * GROUP)[:, None], input_1B, o_GB)
         channel = group * GROUP + in_group
         row_h = (2 * K + channel)[:, None]
         row_c = row_h + H
@@ -360,10 +360,10 @@ def state_cell_pass(
 
 @triton.jit
 def adam_cell_pass(
-    tiles, new_tiles, grad, mean, log_var, go, blocks, slots, parts, steps,
+    tiles, new_tiles, grad, mean, log_var, direction, go, blocks, slots, parts, steps,
     weight_m, weight_h, bias, var_weight, var_bias, scale, bound, sums,
     H: tl.constexpr, K: tl.constexpr, BFLOAT16: tl.constexpr, BLOCK: tl.constexpr,
-    BOUNDED: tl.constexpr, VAR_BLOCK: tl.constexpr,
+    BOUNDED: tl.constexpr, VAR_BLOCK: tl.constexpr, DIRECTION: tl.constexpr,
 ):  # fmt: skip
     """New m, v and corrections, the update (steps 5 to 8), and the sums of the new m squared.
 
@@ -392,7 +392,7 @@ def adam_cell_pass(
         h_inputs = h_inputs + (_load(new_tiles + base + (2 * K + k) * TILE, exists, BFLOAT16),)
     tl.debug_barrier()
 
-    direction_B = tl.zeros_like(grad_B)
+    mean_B = tl.zeros_like(grad_B)
     in_group = tl.arange(0, GROUP)
     for group in range((H + GROUP - 1) // GROUP):
         at_bias = bias + group * (3 * GROUP) + in_group
@@ -403,15 +403,15 @@ def adam_cell_pass(
         at_m = weight_m + group * (2 * H * GROUP) + in_group
         at_h = weight_h + group * (3 * H * GROUP) + in_group
         for k in tl.static_range(H):
-            m_B = m_inputs[k][None, :]
-            beta_GB = tl.fma(tl.load(at_m + 2 * k * GROUP)[:, None], m_B, beta_GB)
-            gamma_GB = tl.fma(tl.load(at_m + (2 * k + 1) * GROUP)[:, None], m_B, gamma_GB)
+            input_1B = m_inputs[k][None, :]
+            beta_GB = tl.fma(tl.load(at_m + 2 * k * GROUP)[:, None], input_1B, beta_GB)
+            gamma_GB = tl.fma(tl.load(at_m + (2 * k + 1) * GROUP)[:, None], input_1B, gamma_GB)
         for k in tl.static_range(H):
-            h_B = h_inputs[k][None, :]
-            rho_GB = tl.fma(tl.load(at_h + (3 * k + 2) * GROUP)[:, None], h_B, rho_GB)
-            h_B *= tl.load(scale + H + k)
-            beta_GB = tl.fma(tl.load(at_h + 3 * k * GROUP)[:, None], h_B, beta_GB)
-            gamma_GB = tl.fma(tl.load(at_h + (3 * k + 1) * GROUP)[:, None], h_B, gamma_GB)
+            input_1B = h_inputs[k][None, :]
+            rho_GB = tl.fma(tl.load(at_h + (3 * k + 2) * GROUP)[:, None], input_1B, rho_GB)
+            input_1B *= tl.load(scale + H + k)
+            beta_GB = tl.fma(tl.load(at_h + 3 * k * GROUP)[:, None], input_1B, beta_GB)
+            gamma_GB = tl.fma(tl.load(at_h + (3 * k + 1) * GROUP)[:, None], input_1B, gamma_GB)
         channel = group * GROUP + in_group
         row_m = (2 * K + 2 * H + channel)[:, None]
         mask = (channel < H)[:, None] & exists[None, :]
@@ -437,7 +437,7 @@ def adam_cell_pass(
         if BOUNDED:
             a_GB = bound * _tanh(a_GB / bound)
         weighted_GB = tl.where((channel < H)[:, None], _elu(rho_GB) * a_GB, 0.0)
-        direction_B += tl.sum(weighted_GB, axis=0)
+        mean_B += tl.sum(weighted_GB, axis=0)
 
         at_new = new_tiles + base[None, :] + row_m * TILE
         words_GB = words[None, :]
@@ -447,16 +447,19 @@ def adam_cell_pass(
         _store(at_new + 3 * H * TILE, v_corr_GB, mask, words_GB, row_m + 3 * H, True, BFLOAT16)
         tl.store(sums + row * H + channel, _sum_squares(m_GB, valid), mask=channel < H)
 
-    tl.store(mean + place, direction_B, mask=exists)
+    tl.store(mean + place, mean_B, mask=exists)
+    direction_B = mean_B
     if VAR_BLOCK:
-        log_var_B = tl.zeros_like(direction_B) + tl.load(var_bias)
+        log_var_B = tl.zeros_like(mean_B) + tl.load(var_bias)
         for k in tl.static_range(H):
             log_var_B = tl.fma(h_inputs[k], tl.load(var_weight + k), log_var_B)
         tl.store(log_var + place, log_var_B, mask=exists)
-        noise_B = standard_normal(seed, step, coordinate)
-        sampled_B = tl.fma(tl.exp(log_var_B * 0.5), noise_B, direction_B)
-        direction_B = tl.where(tl.load(parts + part * 5 + 4) != 0, sampled_B, direction_B)
-    tl.store(grad + place, direction_B, mask=exists)
+        if DIRECTION:
+            noise_B = standard_normal(seed, step, coordinate)
+            sampled_B = tl.fma(tl.exp(log_var_B * 0.5), noise_B, mean_B)
+            direction_B = tl.where(tl.load(parts + part * 5 + 4) != 0, sampled_B, mean_B)
+    if DIRECTION:
+        tl.store(direction + place, direction_B, mask=exists)
 
 
 @triton.jit
