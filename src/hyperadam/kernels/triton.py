@@ -158,11 +158,10 @@ class TritonPasses(Passes):
             _pack(theta["lstm1.weight"], channels),
             _pack(theta["lstm1.bias"].unsqueeze(-1), channels),
         )
-        rates, rho = theta["adamcell.weight"], theta["post_linear.weight"]
         bias = torch.cat([theta["adamcell.bias"], theta["post_linear.bias"]])
         self._adam_weights = (
-            _pack(rates[:, :channels], channels),
-            _pack(torch.cat([rates[:, channels:], rho]), channels),
+            _pack(theta["adamcell.weight"], channels),
+            _pack(theta["post_linear.weight"], channels),
             _pack(bias.unsqueeze(-1), channels),
         )
         # Where there is no VarBlock, any pointer does: the kernel does not follow it.
@@ -218,6 +217,7 @@ class TritonPasses(Passes):
         scale_SC: Tensor,
         finite: Tensor,
     ) -> Tensor:
+        weight, bias = self._state_weights
         self._launch(
             "state_cell_pass",
             plan,
@@ -230,8 +230,8 @@ class TritonPasses(Passes):
             self._corrections(steps_P),
             self._moments,
             *self._pre,
-            *self._state_weights,
-            scale_SC,
+            _scaled(weight, scale_SC),
+            bias,
             plan.sums_SMH,
         )
         return plan.total()
@@ -247,6 +247,7 @@ class TritonPasses(Passes):
         finite: Tensor,
     ) -> Tensor:
         bound = self.rule.candidate_bound
+        rates, rho, bias = self._adam_weights
         self._launch(
             "adam_cell_pass",
             plan,
@@ -259,9 +260,10 @@ class TritonPasses(Passes):
             finite,
             *plan.tables(),
             steps_P,
-            *self._adam_weights,
+            _scaled(rates, scale_SC),
+            rho,
+            bias,
             *self._var_weights,
-            scale_SC,
             math.inf if bound is None else bound,
             plan.sums_SMH,
             BOUNDED=bound is not None,
@@ -297,6 +299,11 @@ def _pack(weight: Tensor, channels: int) -> Tensor:
     packed[:, :channels] = weight_QHC
     packed = packed.unflatten(1, (-1, GROUP))  # (Q, G, 4, C)
     return packed.permute(1, 3, 0, 2).contiguous()
+
+
+def _scaled(weight_GCQ4: Tensor, scale_SC: Tensor) -> Tensor:
+    """The weights of each segment, its column norms in them: a kernel reads its inputs raw."""
+    return weight_GCQ4 * scale_SC[:, None, :, None, None]
 
 
 def _numbers(tiles: Tensor) -> Tensor:

@@ -37,19 +37,22 @@ def _lanes(slots, parts, first, num_slots, BLOCK: tl.constexpr):
     Then whether it exists, and whether it is no padding.
     """
     lane = tl.arange(0, BLOCK)
+    # Triton sees neighbours through a remainder, not through a bitwise and. Seeing them it would
+    # give a thread two neighbours here, but one lane of each tile in matrices, and convert.
+    in_tile = lane & 31
     exists = lane < num_slots * TILE
     slot = slots + 2 * (first + lane // TILE)
     tile = tl.load(slot, mask=exists, other=0)
     part = tl.load(slot + 1, mask=exists, other=0)
-    at = (tile - tl.load(parts + part * 5)) * TILE + lane % TILE
+    at = (tile - tl.load(parts + part * 5)) * TILE + in_tile
     valid = exists & (at < tl.load(parts + part * 5 + 1))
-    return tile * TILE + lane % TILE, part, at, exists, valid
+    return tile * TILE + in_tile, part, at, exists, valid
 
 
 @triton.jit
 def _base(place, rows):
     """Where a lane's first row lies in the tiles."""
-    return place // TILE * (rows * TILE) + place % TILE
+    return (place // TILE) * (rows * TILE) + (place & 31)
 
 
 # -- noise: rule/noise.py, operation for operation -------------------------------------------------
@@ -290,12 +293,13 @@ def squares_pass(
 @triton.jit
 def state_cell_pass(
     tiles, new_tiles, grad, go, blocks, slots, parts, steps, corrections, moments,
-    pre_weight, pre_bias, weight, bias, scale, sums,
+    pre_weight, pre_bias, weight, bias, sums,
     H: tl.constexpr, K: tl.constexpr, BFLOAT16: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """New fixed moments, h and c (step 4), and the sums of the new h squared.
 
-    ``weight`` is packed as (groups, 2H, 4 gates, GROUP), ``bias`` as (groups, 4 gates, GROUP).
+    ``weight`` is packed as (S, groups, 2H, 4 gates, GROUP), with the column norms' scales in it;
+    ``bias`` as (groups, 4 gates, GROUP).
     """
     first, num_slots, segment, row = _block(blocks, tl.program_id(0))
     num_slots = num_slots * tl.load(go).to(tl.int32)  # nothing exists where the step is refused
@@ -320,18 +324,17 @@ def state_cell_pass(
         _store(new_tiles + base + k * TILE, avg, exists, words, row_k, True, BFLOAT16)
         _store(new_tiles + base + (K + k) * TILE, sq, exists, words, row_k + K, True, BFLOAT16)
         features = features + (of_grad, of_avg)
-    scale += segment * 2 * H
     inputs = ()
     for k in tl.static_range(H):
-        x_B = _preprocess(features, pre_weight, pre_bias, k, 2 * K)
-        inputs = inputs + (x_B * tl.load(scale + k),)
+        inputs = inputs + (_preprocess(features, pre_weight, pre_bias, k, 2 * K),)
     for k in tl.static_range(H):
-        h_B = _load(tiles + base + (2 * K + k) * TILE, exists, BFLOAT16)
-        inputs = inputs + (h_B * tl.load(scale + H + k),)
+        inputs = inputs + (_load(tiles + base + (2 * K + k) * TILE, exists, BFLOAT16),)
     tl.debug_barrier()
 
     in_group = tl.arange(0, GROUP)
-    for group in range((H + GROUP - 1) // GROUP):
+    num_groups: tl.constexpr = (H + GROUP - 1) // GROUP
+    weight += segment * (num_groups * 8 * H * GROUP)
+    for group in range(num_groups):
         at_bias = bias + group * (4 * GROUP) + in_group
         zeros_GB = tl.zeros((GROUP, BLOCK), tl.float32)
         i_GB = zeros_GB + tl.load(at_bias)[:, None]
@@ -361,14 +364,15 @@ def state_cell_pass(
 @triton.jit
 def adam_cell_pass(
     tiles, new_tiles, grad, mean, log_var, direction, go, blocks, slots, parts, steps,
-    weight_m, weight_h, bias, var_weight, var_bias, scale, bound, sums,
+    rates_weight, rho_weight, bias, var_weight, var_bias, bound, sums,
     H: tl.constexpr, K: tl.constexpr, BFLOAT16: tl.constexpr, BLOCK: tl.constexpr,
     BOUNDED: tl.constexpr, VAR_BLOCK: tl.constexpr, DIRECTION: tl.constexpr,
 ):  # fmt: skip
     """New m, v and corrections, the update (steps 5 to 8), and the sums of the new m squared.
 
-    ``weight_m`` is packed as (groups, H, 2, GROUP), for β and γ; ``weight_h`` as
-    (groups, H, 3, GROUP), for β, γ and ρ; ``bias`` as (groups, 3, GROUP).
+    ``rates_weight``, for β and γ, is packed as (S, groups, 2H, 2, GROUP), with the column norms'
+    scales in it; ``rho_weight`` as (groups, H, GROUP); ``bias``, for β, γ and ρ, as
+    (groups, 3, GROUP).
     """
     first, num_slots, segment, row = _block(blocks, tl.program_id(0))
     num_slots = num_slots * tl.load(go).to(tl.int32)  # nothing exists where the step is refused
@@ -383,35 +387,32 @@ def adam_cell_pass(
         words = rounding_words(seed, step, coordinate)
 
     # All of the cell's inputs, in registers, before the first of them is overwritten.
-    scale += segment * 2 * H
-    m_inputs = ()
-    h_inputs = ()
+    inputs = ()
     for k in tl.static_range(H):
-        m_B = _load(tiles + base + (2 * K + 2 * H + k) * TILE, exists, BFLOAT16)
-        m_inputs = m_inputs + (m_B * tl.load(scale + k),)
-        h_inputs = h_inputs + (_load(new_tiles + base + (2 * K + k) * TILE, exists, BFLOAT16),)
+        inputs = inputs + (_load(tiles + base + (2 * K + 2 * H + k) * TILE, exists, BFLOAT16),)
+    for k in tl.static_range(H):
+        inputs = inputs + (_load(new_tiles + base + (2 * K + k) * TILE, exists, BFLOAT16),)
     tl.debug_barrier()
 
     mean_B = tl.zeros_like(grad_B)
     in_group = tl.arange(0, GROUP)
-    for group in range((H + GROUP - 1) // GROUP):
+    num_groups: tl.constexpr = (H + GROUP - 1) // GROUP
+    rates_weight += segment * (num_groups * 4 * H * GROUP)
+    for group in range(num_groups):
         at_bias = bias + group * (3 * GROUP) + in_group
         zeros_GB = tl.zeros((GROUP, BLOCK), tl.float32)
         beta_GB = zeros_GB + tl.load(at_bias)[:, None]
         gamma_GB = zeros_GB + tl.load(at_bias + GROUP)[:, None]
         rho_GB = zeros_GB + tl.load(at_bias + 2 * GROUP)[:, None]
-        at_m = weight_m + group * (2 * H * GROUP) + in_group
-        at_h = weight_h + group * (3 * H * GROUP) + in_group
+        at_rates = rates_weight + group * (4 * H * GROUP) + in_group
+        at_rho = rho_weight + group * (H * GROUP) + in_group
+        for k in tl.static_range(2 * H):
+            input_1B = inputs[k][None, :]
+            beta_GB = tl.fma(tl.load(at_rates + 2 * k * GROUP)[:, None], input_1B, beta_GB)
+            gamma_GB = tl.fma(tl.load(at_rates + (2 * k + 1) * GROUP)[:, None], input_1B, gamma_GB)
         for k in tl.static_range(H):
-            input_1B = m_inputs[k][None, :]
-            beta_GB = tl.fma(tl.load(at_m + 2 * k * GROUP)[:, None], input_1B, beta_GB)
-            gamma_GB = tl.fma(tl.load(at_m + (2 * k + 1) * GROUP)[:, None], input_1B, gamma_GB)
-        for k in tl.static_range(H):
-            input_1B = h_inputs[k][None, :]
-            rho_GB = tl.fma(tl.load(at_h + (3 * k + 2) * GROUP)[:, None], input_1B, rho_GB)
-            input_1B *= tl.load(scale + H + k)
-            beta_GB = tl.fma(tl.load(at_h + 3 * k * GROUP)[:, None], input_1B, beta_GB)
-            gamma_GB = tl.fma(tl.load(at_h + (3 * k + 1) * GROUP)[:, None], input_1B, gamma_GB)
+            weight_G1 = tl.load(at_rho + k * GROUP)[:, None]
+            rho_GB = tl.fma(weight_G1, inputs[H + k][None, :], rho_GB)
         channel = group * GROUP + in_group
         row_m = (2 * K + 2 * H + channel)[:, None]
         mask = (channel < H)[:, None] & exists[None, :]
@@ -452,7 +453,7 @@ def adam_cell_pass(
     if VAR_BLOCK:
         log_var_B = tl.zeros_like(mean_B) + tl.load(var_bias)
         for k in tl.static_range(H):
-            log_var_B = tl.fma(h_inputs[k], tl.load(var_weight + k), log_var_B)
+            log_var_B = tl.fma(inputs[H + k], tl.load(var_weight + k), log_var_B)
         tl.store(log_var + place, log_var_B, mask=exists)
         if DIRECTION:
             noise_B = standard_normal(seed, step, coordinate)
