@@ -104,8 +104,8 @@ def test_the_optimizer_pulls_in_no_data_sets():
 
     code = (
         "import sys, hyperadam\n"
-        "bad = [m for m in ('hyperadam.tasks', 'hyperadam.metatrain', 'triton', 'sklearn', 'datasets', "
-        "'matplotlib', 'tensorboardX', 'rich') if m in sys.modules]\n"
+        "bad = [m for m in ('hyperadam.tasks', 'hyperadam.metatrain', 'sklearn', 'datasets', "
+        "'triton', 'matplotlib', 'tensorboardX', 'rich') if m in sys.modules]\n"
         "sys.exit(', '.join(bad) or 0)"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -144,7 +144,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing(bad):
     grad[parts[1].lanes][32] = bad
     lanes = Lanes(grad, *torch.zeros(3, 5 * 32))
     before = tiles.clone()
-    sums, finite = passes.features(plan, steps, tiles, grad)
+    _, finite = passes.features(plan, steps, tiles, grad)
     assert finite.dtype == torch.bool
     assert finite.shape == ()
     assert not finite
@@ -268,9 +268,9 @@ for name in ("features", "squares", "state_cell", "adam_cell", "noise"):
     kernel = getattr(triton_passes, name + "_pass")
     for bfloat16 in (True,) if name in ("state_cell", "adam_cell") else (False,):
         settings = SETTINGS | {"BFLOAT16": bfloat16}
-        tiles = {"tiles": "*i16", "new_tiles": "*i16"} if bfloat16 else {}
+        pointers = TYPES | ({"tiles": "*i16", "new_tiles": "*i16"} if bfloat16 else {})
         types = {
-            argument: "constexpr" if argument in settings else (TYPES | tiles).get(argument, "*fp32")
+            argument: "constexpr" if argument in settings else pointers.get(argument, "*fp32")
             for argument in kernel.arg_names
         }
         constants = {name: settings[name] for name in settings if name in types}

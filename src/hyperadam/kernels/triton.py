@@ -303,7 +303,8 @@ def _pack(weight: Tensor, channels: int) -> Tensor:
 
 def _scaled(weight_GCQ4: Tensor, scale_SC: Tensor) -> Tensor:
     """The weights of each segment, its column norms in them: a kernel reads its inputs raw."""
-    return weight_GCQ4 * scale_SC[:, None, :, None, None]
+    scaled: Tensor = weight_GCQ4 * scale_SC[:, None, :, None, None]
+    return scaled
 
 
 def _numbers(tiles: Tensor) -> Tensor:
