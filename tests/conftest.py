@@ -15,6 +15,10 @@ from hyperadam.tasks import make_generator
 settings.register_profile("repeatable", derandomize=True, deadline=None, print_blob=True)
 settings.load_profile("repeatable")
 
+# Before anything imports Triton, as PyTorch does when first an optimizer is made.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 # The tests' tensors are small: a second thread only costs.
 torch.set_num_threads(1)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import doctest
 import importlib
+import importlib.util
 import inspect
 import pkgutil
 import re
@@ -66,7 +67,8 @@ def test_commands_parse(path):
 
 def modules():
     for info in pkgutil.walk_packages(hyperadam.__path__, "hyperadam."):
-        if not info.name.endswith("__main__"):
+        optional = info.name.endswith("triton_passes") and not importlib.util.find_spec("triton")
+        if not info.name.endswith("__main__") and not optional:
             yield importlib.import_module(info.name)
 
 
