@@ -180,7 +180,7 @@ struct Backward {
   static void adam_group(const Config& config, const Real* weights, const Real* inputs_CT,
                          const Real* grad, const Real* d_mean, int channel, const Real* tile,
                          const Real* next, const Real* d_next, Real* d_tile, Real* d_z_JT) {
-    const F epsilon(1e-24), one(1.0);
+    const F epsilon(1e-24), one(1.0), to_bound(config.bound > 0 ? 1 / config.bound : 0);
     const int channels = config.channels;
     for (int lane = 0; lane < TILE; lane += BLOCK) {
       F outputs[3][G][VECTORS];
@@ -197,16 +197,16 @@ struct Backward {
           const int c = channel + i;
           const int m = config.row_m() + c, v2 = config.row_v() + c;
           const int m_corr = config.row_m_corr() + c, v_corr = config.row_v_corr() + c;
-          const F inverse_m = one / (at(next + m_corr * TILE, x) + epsilon);
-          const F inverse_v = one / (at(next + v_corr * TILE, x) + epsilon);
+          const F inverse_m = S::inverse(at(next + m_corr * TILE, x) + epsilon);
+          const F inverse_v = S::inverse(at(next + v_corr * TILE, x) + epsilon);
           const F m_hat = at(next + m * TILE, x) * inverse_m;
-          const F v_hat = at(next + v2 * TILE, x) * inverse_v;
-          const F inverse_root = one / xsimd::sqrt(v_hat + epsilon);
+          const F v_hat = xsimd::min(F(S::LARGEST), at(next + v2 * TILE, x) * inverse_v);
+          const F inverse_root = S::inverse_root(v_hat + epsilon);
           F a = m_hat * inverse_root;
           const F unbounded = a;
           F d_a = d_mean_v * rho;
           if (config.bound > 0) {
-            const F t = S::tanh(a / F(config.bound));
+            const F t = S::tanh(a * to_bound);
             d_a = d_a * (one - t * t);
             a = F(config.bound) * t;
           }

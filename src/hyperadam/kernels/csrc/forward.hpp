@@ -65,6 +65,7 @@ struct Forward {
   static constexpr int VECTORS = Blocking<Arch>::VECTORS;
   static constexpr int BLOCK = VECTORS * LANES;
   static_assert(TILE % BLOCK == 0);
+  static constexpr bool ROUNDS = !std::is_same_v<Storage, Real>;  // stochastically
 
   static const Storage* tile_of(const void* state, const Config& config, std::int64_t tile) {
     return static_cast<const Storage*>(state) + tile * config.rows() * TILE;
@@ -234,16 +235,15 @@ struct Forward {
     alignas(64) Real features_FT[2 * MAX_DECAYS * TILE];
     alignas(64) Real inputs_CT[2 * MAX_CHANNELS * TILE];
     alignas(64) Real sums_HT[MAX_CHANNELS * TILE] = {};
-    alignas(64) std::uint32_t word_store[TILE];
+    alignas(64) std::uint32_t word_store[ROUNDS ? CHUNK_TILES * TILE : 1];
+    if (ROUNDS) {
+      rounding_words(chunk.seed, chunk.step, static_cast<std::uint64_t>(chunk.coordinate),
+                     chunk.tiles * TILE, word_store);
+    }
     for (std::int64_t t = 0; t < chunk.tiles; ++t) {
       const Storage* tile = tile_of(job.state, config, chunk.tile + t);
       Storage* next = tile_of(job.new_state, config, chunk.tile + t);
-      const std::uint32_t* words = nullptr;
-      if constexpr (!std::is_same_v<Storage, Real>) {
-        rounding_words(chunk.seed, chunk.step,
-                       static_cast<std::uint64_t>(chunk.coordinate + t * TILE), TILE, word_store);
-        words = word_store;
-      }
+      const std::uint32_t* words = ROUNDS ? word_store + t * TILE : nullptr;
       features(config, corrections, tile, next, job.grad + (chunk.tile + t) * TILE, words,
                features_FT);
       preprocess(config, theta, features_FT, inputs_CT);
@@ -310,7 +310,7 @@ struct Forward {
   static void adam_group(const Config& config, const Real* weights, const Real* inputs_CT,
                          const Real* grad, int channel, const Storage* tile, Storage* next,
                          const std::uint32_t* words, Real* mean) {
-    const F epsilon(1e-24), one(1.0);
+    const F epsilon(1e-24), to_bound(config.bound > 0 ? 1 / config.bound : 0);
     for (int lane = 0; lane < TILE; lane += BLOCK) {
       F outputs[3][G][VECTORS];
       adam_outputs<G>(weights, config.channels, inputs_CT, lane, outputs);
@@ -333,8 +333,9 @@ struct Forward {
           const F v2 = update(config.row_v(), gamma, take_v * (gradient * gradient));
           const F m_corr = update(config.row_m_corr(), beta, take_m);
           const F v_corr = update(config.row_v_corr(), gamma, take_v);
-          F a = m / (m_corr + epsilon) / xsimd::sqrt(v2 / (v_corr + epsilon) + epsilon);
-          if (config.bound > 0) a = F(config.bound) * S::tanh(a / F(config.bound));
+          const F v_hat = xsimd::min(F(S::LARGEST), v2 * S::inverse(v_corr + epsilon));
+          F a = m * S::inverse(m_corr + epsilon) * S::inverse_root(v_hat + epsilon);
+          if (config.bound > 0) a = F(config.bound) * S::tanh(a * to_bound);
           total = xsimd::fma(S::elu(outputs[2][g][v]), a, total);
         }
         total.store_aligned(mean + at);
@@ -350,17 +351,22 @@ struct Forward {
     const Real* weights = job.weights + chunk.segment * packed_adam_cell_size(config);
     alignas(64) Real inputs_CT[2 * MAX_CHANNELS * TILE];  // m before the step, and h
     alignas(64) Real sums_HT[MAX_CHANNELS * TILE] = {};
-    alignas(64) std::uint32_t word_store[TILE];
+    alignas(64) std::uint32_t word_store[ROUNDS ? CHUNK_TILES * TILE : 1];
+    if (ROUNDS) {
+      rounding_words(chunk.seed, chunk.step, static_cast<std::uint64_t>(chunk.coordinate),
+                     chunk.tiles * TILE, word_store);
+    }
+    alignas(64) float noise[CHUNK_TILES * TILE];
+    const bool sample = chunk.sample && config.var_block && job.direction != nullptr;
+    if (sample) {
+      standard_normal(chunk.seed, chunk.step, static_cast<std::uint64_t>(chunk.coordinate),
+                      chunk.tiles * TILE, noise);
+    }
     for (std::int64_t t = 0; t < chunk.tiles; ++t) {
       const std::int64_t at = (chunk.tile + t) * TILE;
       const Storage* tile = tile_of(job.state, config, chunk.tile + t);
       Storage* next = tile_of(job.new_state, config, chunk.tile + t);
-      const std::uint32_t* words = nullptr;
-      if constexpr (!std::is_same_v<Storage, Real>) {
-        rounding_words(chunk.seed, chunk.step,
-                       static_cast<std::uint64_t>(chunk.coordinate + t * TILE), TILE, word_store);
-        words = word_store;
-      }
+      const std::uint32_t* words = ROUNDS ? word_store + t * TILE : nullptr;
       copy_rows(tile + config.row_m() * TILE, channels, inputs_CT);
       copy_rows(next + config.row_h() * TILE, channels, inputs_CT + channels * TILE);
       alignas(64) Real mean[TILE] = {};
@@ -374,7 +380,8 @@ struct Forward {
         adam_group<1>(config, packed, inputs_CT, job.grad + at, channel, tile, next, words, mean);
         packed += 5 * channels + 3;
       }
-      finish(config, theta, job, chunk, t, inputs_CT + channels * TILE, mean);
+      finish(config, theta, job, chunk, t, inputs_CT + channels * TILE, mean,
+             sample ? noise + t * TILE : nullptr);
       const std::int64_t valid = chunk.valid - t * TILE;
       add_squares<Arch, Real>(next + config.row_m() * TILE, channels,
                         static_cast<int>(valid < TILE ? valid : TILE), sums_HT);
@@ -382,16 +389,11 @@ struct Forward {
     total_lanes(sums_HT, channels, job.sums_H + index * channels);
   }
 
-  // VarBlock and sample of a tile.
+  // VarBlock and sample of a tile; without noise, the mean.
   static void finish(const Config& config, const Theta<Real>& theta, const AdamCell<Real>& job,
-                     const Chunk& chunk, std::int64_t t, const Real* h_HT, const Real* mean) {
+                     const Chunk& chunk, std::int64_t t, const Real* h_HT, const Real* mean,
+                     const float* noise) {
     const std::int64_t at = (chunk.tile + t) * TILE;
-    const bool sample = chunk.sample && config.var_block && job.direction != nullptr;
-    alignas(64) float noise[TILE];
-    if (sample) {
-      standard_normal(chunk.seed, chunk.step,
-                      static_cast<std::uint64_t>(chunk.coordinate + t * TILE), TILE, noise);
-    }
     for (int lane = 0; lane < TILE; lane += LANES) {
       F direction = F::load_aligned(mean + lane);
       direction.store_unaligned(job.mean + at + lane);
@@ -402,7 +404,7 @@ struct Forward {
                                log_var);
         }
         log_var.store_unaligned(job.log_var + at + lane);
-        if (sample) {
+        if (noise != nullptr) {
           alignas(64) Real normal[LANES];
           for (int i = 0; i < LANES; ++i) normal[i] = noise[lane + i];
           direction = xsimd::fma(xsimd::exp(log_var * F(0.5)), F::load_aligned(normal), direction);

@@ -11,26 +11,40 @@
 namespace hyperadam {
 namespace {
 
-struct Words {
-  std::uint32_t word[4];
-};
-
 // Philox 4x32-10 (Salmon et al., SC 2011).
-[[maybe_unused]] inline Words philox(std::uint32_t w0, std::uint32_t w1, std::uint32_t w2, std::uint32_t w3,
-                    std::uint64_t key) {
+[[maybe_unused]] inline void philox_round(std::uint32_t& w0, std::uint32_t& w1, std::uint32_t& w2,
+                                          std::uint32_t& w3, std::uint32_t key0,
+                                          std::uint32_t key1) {
+  const std::uint64_t product0 = std::uint64_t{w0} * 0xD2511F53u;
+  const std::uint64_t product1 = std::uint64_t{w2} * 0xCD9E8D57u;
+  w0 = static_cast<std::uint32_t>(product1 >> 32) ^ w1 ^ key0;
+  w2 = static_cast<std::uint32_t>(product0 >> 32) ^ w3 ^ key1;
+  w1 = static_cast<std::uint32_t>(product1);
+  w3 = static_cast<std::uint32_t>(product0);
+}
+
+constexpr int BLOCKS = 64;  // counters at a time
+
+// The words of BLOCKS counters from `first` on, by word and counter. The loops over counters are
+// the inner ones so that the compiler turns them into vector instructions.
+[[maybe_unused]] inline void philox(std::uint64_t first, std::uint32_t step0, std::uint32_t step1,
+                                    std::uint64_t key, std::uint32_t (&words)[4][BLOCKS]) {
+  for (int b = 0; b < BLOCKS; ++b) {
+    const std::uint64_t block = first + static_cast<std::uint64_t>(b);
+    words[0][b] = static_cast<std::uint32_t>(block);
+    words[1][b] = static_cast<std::uint32_t>(block >> 32);
+    words[2][b] = step0;
+    words[3][b] = step1;
+  }
   std::uint32_t key0 = static_cast<std::uint32_t>(key);
   std::uint32_t key1 = static_cast<std::uint32_t>(key >> 32);
   for (int round = 0; round < 10; ++round) {
-    const std::uint64_t product0 = std::uint64_t{w0} * 0xD2511F53u;
-    const std::uint64_t product1 = std::uint64_t{w2} * 0xCD9E8D57u;
-    w0 = static_cast<std::uint32_t>(product1 >> 32) ^ w1 ^ key0;
-    w2 = static_cast<std::uint32_t>(product0 >> 32) ^ w3 ^ key1;
-    w1 = static_cast<std::uint32_t>(product1);
-    w3 = static_cast<std::uint32_t>(product0);
+    for (int b = 0; b < BLOCKS; ++b) {
+      philox_round(words[0][b], words[1][b], words[2][b], words[3][b], key0, key1);
+    }
     key0 += 0x9E3779B9u;
     key1 += 0xBB67AE85u;
   }
-  return {{w0, w1, w2, w3}};
 }
 
 // log((word | 1) / 2^32)
@@ -52,8 +66,8 @@ struct Words {
   return static_cast<float>(exponent) * 0.69314718055994530942f + series;
 }
 
-// Sine (odd) or cosine (even) of the word's part of a turn, shifted by half a quadrant.
-[[maybe_unused]] inline float sin_or_cos_turn(std::uint32_t word, bool want_sine) {
+// Sine and cosine of the word's part of a turn, shifted by half a quadrant.
+[[maybe_unused]] inline void sincos_turn(std::uint32_t word, float& sine_out, float& cosine_out) {
   const std::uint32_t quadrant = word >> 30;
   const std::int32_t offset = static_cast<std::int32_t>(word & 0x3FFFFFFFu) - 0x20000000;
   const float angle = static_cast<float>(offset) *
@@ -73,26 +87,37 @@ struct Words {
   const bool swap = (quadrant & 1u) == 1u;
   const float sine_turned = swap ? cosine : sine;
   const float cosine_turned = swap ? -sine : cosine;
-  const float chosen = want_sine ? sine_turned : cosine_turned;
-  return quadrant >= 2u ? -chosen : chosen;
+  sine_out = quadrant >= 2u ? -sine_turned : sine_turned;
+  cosine_out = quadrant >= 2u ? -cosine_turned : cosine_turned;
 }
 
-// `count` numbers for the coordinates from `start` on. The loops are plain so that the compiler
-// can turn each into vector instructions.
-[[maybe_unused]] inline void standard_normal(std::uint64_t seed, std::uint64_t step, std::uint64_t start, int count,
-                            float* out) {
+// `count` numbers for the coordinates from `start` on. A counter makes four: two pairs of cosine
+// and sine.
+[[maybe_unused]] inline void standard_normal(std::uint64_t seed, std::uint64_t step,
+                                             std::uint64_t start, std::int64_t count, float* out) {
   const std::uint32_t step0 = static_cast<std::uint32_t>(step);
   const std::uint32_t step1 = static_cast<std::uint32_t>(step >> 32);
-  for (int lane = 0; lane < count; ++lane) {
-    const std::uint64_t coordinate = start + static_cast<std::uint64_t>(lane);
-    const std::uint64_t block = coordinate >> 2;
-    const Words words = philox(static_cast<std::uint32_t>(block),
-                               static_cast<std::uint32_t>(block >> 32), step0, step1, seed);
-    const bool second = (coordinate & 2u) != 0;
-    const std::uint32_t radius_word = second ? words.word[2] : words.word[0];
-    const std::uint32_t angle_word = second ? words.word[3] : words.word[1];
-    const float radius = std::sqrt(log_unit(radius_word) * -2.0f);
-    out[lane] = radius * sin_or_cos_turn(angle_word, (coordinate & 1u) != 0);
+  std::uint64_t block = start >> 2;
+  std::int64_t first = -static_cast<std::int64_t>(start & 3u);  // place of the block's first number
+  std::uint32_t words[4][BLOCKS];
+  float numbers[4][BLOCKS];
+  for (; first < count; first += 4 * BLOCKS, block += BLOCKS) {
+    philox(block, step0, step1, seed, words);
+    for (int pair = 0; pair < 2; ++pair) {
+      for (int b = 0; b < BLOCKS; ++b) {
+        const float radius = std::sqrt(log_unit(words[2 * pair][b]) * -2.0f);
+        float sine, cosine;
+        sincos_turn(words[2 * pair + 1][b], sine, cosine);
+        numbers[2 * pair][b] = radius * cosine;
+        numbers[2 * pair + 1][b] = radius * sine;
+      }
+    }
+    const std::int64_t begin = first < 0 ? 0 : first;
+    const std::int64_t end = first + 4 * BLOCKS < count ? first + 4 * BLOCKS : count;
+    for (std::int64_t i = begin; i < end; ++i) {
+      const std::int64_t number = i - first;
+      out[i] = numbers[number & 3][number >> 2];
+    }
   }
 }
 
@@ -107,15 +132,15 @@ struct Words {
 }
 
 // The words that rounding_bits starts from, one a coordinate: another stream than the noise's.
-[[maybe_unused]] inline void rounding_words(std::uint64_t seed, std::uint64_t step, std::uint64_t start, int count,
-                           std::uint32_t* out) {
+[[maybe_unused]] inline void rounding_words(std::uint64_t seed, std::uint64_t step, std::uint64_t start,
+                                            std::int64_t count, std::uint32_t* out) {
   const std::uint32_t step0 = static_cast<std::uint32_t>(step);
   const std::uint32_t step1 = static_cast<std::uint32_t>(step >> 32) | 0x80000000u;
-  for (int lane = 0; lane < count; ++lane) {
-    const std::uint64_t coordinate = start + static_cast<std::uint64_t>(lane);
-    out[lane] = philox(static_cast<std::uint32_t>(coordinate),
-                       static_cast<std::uint32_t>(coordinate >> 32), step0, step1, seed)
-                    .word[0];
+  std::uint32_t words[4][BLOCKS];
+  for (std::int64_t first = 0; first < count; first += BLOCKS) {
+    philox(start + static_cast<std::uint64_t>(first), step0, step1, seed, words);
+    const std::int64_t end = first + BLOCKS < count ? first + BLOCKS : count;
+    for (std::int64_t i = first; i < end; ++i) out[i] = words[0][i - first];
   }
 }
 

@@ -33,26 +33,104 @@ struct bfloat16 {
   std::uint16_t bits;
 };
 
+// Whether an instruction set has estimates of 1/x and 1/sqrt(x) that one Newton step makes good to
+// a few units in the last place of a float. A division costs as much as ten products.
+template <class Arch, class Real>
+constexpr bool HAS_ESTIMATES =
+    std::is_same_v<Real, float> &&
+    (std::is_base_of_v<xsimd::avx2, Arch> || std::is_base_of_v<xsimd::avx512f, Arch>);
+
+// NaN stays NaN in all of these: min and max return their second argument where one is NaN.
 template <class Arch, class Real>
 struct Simd {
   using F = xsimd::batch<Real, Arch>;
-  static constexpr Real LARGEST_POWER = std::is_same_v<Real, float> ? 88 : 709;
+  // Its exponential is finite, and so is not too small the inverse of that.
+  static constexpr Real LARGEST_POWER = std::is_same_v<Real, float> ? 87 : 708;
+  static constexpr Real LARGEST_TANH = std::is_same_v<Real, float> ? 10 : 20;  // tanh is 1 there
+  static constexpr Real LARGEST = std::is_same_v<Real, float> ? 3e38 : 1e308;
   static constexpr int LANES = static_cast<int>(F::size);
   static_assert(TILE % LANES == 0);
 
+  // 1 / x, for x between 1e-38 and 8e37 (float).
+  static F inverse(F x) {
+    if constexpr (HAS_ESTIMATES<Arch, Real>) {
+      const F estimate = xsimd::reciprocal(x);
+      return xsimd::fma(estimate, xsimd::fnma(x, estimate, F(1)), estimate);
+    } else {
+      return F(1) / x;
+    }
+  }
+
+  // 1 / sqrt(x), for x between 1e-38 and 3e38 (float).
+  static F inverse_root(F x) {
+    if constexpr (HAS_ESTIMATES<Arch, Real>) {
+      const F estimate = xsimd::rsqrt(x), half = F(0.5) * x * estimate;
+      return xsimd::fma(estimate, xsimd::fnma(half, estimate, F(0.5)), estimate);
+    } else {
+      return F(1) / xsimd::sqrt(x);
+    }
+  }
+
+  static F clamp(F x, Real largest) {
+    return xsimd::min(F(largest), xsimd::max(F(-largest), x));
+  }
+
+  // exp(x) - 1 as power * (1 + rest) - 1, for x within LARGEST_POWER of 0. The power is one of two
+  // and the rest a polynomial of what x has left, so nothing cancels where x is small (W. J. Cody
+  // and W. Waite, 1980; the coefficients are those of Cephes' expf). xsimd's own functions do for
+  // any x what here would be done for nothing: selections, a scaling in two steps.
+  struct Power {
+    F power, rest;
+  };
+  static Power split_exp(F x) {
+    const F whole = xsimd::nearbyint(x * F(1.44269504088896341));
+    const F low = xsimd::fma(whole, F(2.12194440e-4), xsimd::fma(whole, F(-0.693359375), x));
+    F series = xsimd::fma(F(1.9875691500e-4), low, F(1.3981999507e-3));
+    series = xsimd::fma(series, low, F(8.3334519073e-3));
+    series = xsimd::fma(series, low, F(4.1665795894e-2));
+    series = xsimd::fma(series, low, F(1.6666665459e-1));
+    series = xsimd::fma(series, low, F(5.0000001201e-1));
+    const auto exponent = xsimd::batch_cast<std::int32_t>(whole);
+    return {xsimd::bitwise_cast<float>((exponent + 127) << 23),
+            xsimd::fma(series, low * low, low)};
+  }
+
+  static F exp(F x) {
+    if constexpr (std::is_same_v<Real, float>) {
+      const Power e = split_exp(x);
+      return xsimd::fma(e.power, e.rest, e.power);
+    } else {
+      return xsimd::exp(x);
+    }
+  }
+
+  static F expm1(F x) {
+    if constexpr (std::is_same_v<Real, float>) {
+      const Power e = split_exp(x);
+      return xsimd::fma(e.power, e.rest, e.power - F(1));
+    } else {
+      return xsimd::expm1(x);
+    }
+  }
+
   // 1 / (1 + exp(-x))
-  static F sigmoid(F x) { return F(1.0) / (F(1.0) + xsimd::exp(-x)); }
+  static F sigmoid(F x) { return inverse(F(1) + exp(-clamp(x, LARGEST_POWER))); }
 
   // sigmoid(x) and sigmoid(-x), each with its full relative precision.
   static void sigmoids(F x, F& sigmoid, F& complement) {
-    const F power = xsimd::exp(xsimd::min(x, F(LARGEST_POWER)));
-    complement = F(1.0) / (F(1.0) + power);
+    const F power = exp(clamp(x, LARGEST_POWER));
+    complement = inverse(F(1) + power);
     sigmoid = power * complement;
   }
 
-  static F tanh(F x) { return xsimd::tanh(x); }
+  // (exp(2x) - 1) / (exp(2x) + 1), exact also where x is small.
+  static F tanh(F x) {
+    const F clamped = clamp(x, LARGEST_TANH);
+    const F power = expm1(clamped + clamped);
+    return power * inverse(power + F(2));
+  }
 
-  static F elu(F x) { return xsimd::select(x > F(0.0), x, xsimd::expm1(xsimd::min(x, F(0.0)))); }
+  static F elu(F x) { return xsimd::select(x > F(0), x, expm1(xsimd::min(F(0), xsimd::max(F(-LARGEST_POWER), x)))); }
 };
 
 template <class Real>
