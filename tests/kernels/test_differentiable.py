@@ -51,7 +51,7 @@ def test_the_choice_of_a_backend():
 
 
 def test_the_first_state_is_zero_with_a_dimension_for_tasks(rule):
-    state = ReferenceRule(rule).init_state(3, N, F64)
+    state = ReferenceRule(rule).init_state(3, N, F64).unpack()
     assert state.step.shape == ()
     for name, value in rule.init_state(N, dtype=F64).tensors().items():
         if name != "step":
@@ -66,7 +66,7 @@ def test_one_task_has_the_bits_of_the_rules_own_step(rule):
     for update, grad in zip(updates, grads, strict=True):
         plain, state = rule.step(theta, state, grad[0])
         assert torch.equal(update.mean_N, plain.mean_N.unsqueeze(0))
-    carry = unrolled.carry()
+    carry = unrolled.carry().unpack()
     for name, value in state.tensors().items():
         assert torch.equal(carry.tensors()[name], value if name == "step" else value.unsqueeze(0))
 
@@ -80,9 +80,11 @@ def test_tasks_are_independent(rule, differentiable):
         for update, own in zip(updates, alone, strict=True):
             torch.testing.assert_close(update.mean_N[task], own.mean_N[0])
             torch.testing.assert_close(rule.kl(update)[task], rule.kl(own)[0])
-        for name, value in alone_unrolled.carry().tensors().items():
+        for name, value in alone_unrolled.carry().unpack().tensors().items():
             if name != "step":
-                torch.testing.assert_close(unrolled.carry().tensors()[name][task], value[0])
+                torch.testing.assert_close(
+                    unrolled.carry().unpack().tensors()[name][task], value[0]
+                )
 
 
 @pytest.mark.parametrize("tasks", [1, 2])
@@ -92,11 +94,32 @@ def test_an_unroll_goes_on_from_a_carry_without_its_graph(rule, differentiable, 
     whole, _ = unroll(differentiable, theta, grads)
     _, first = unroll(differentiable, theta, grads[:-1])
     carry = first.carry()
-    assert not any(value.requires_grad for value in carry.tensors().values())
+    assert not any(value.requires_grad for value in carry.unpack().tensors().values())
     (last,), second = unroll(differentiable, theta, grads[-1:], carry)
     torch.testing.assert_close(last.mean_N, whole[-1].mean_N)
     assert last.mean_N.requires_grad
-    assert int(second.carry().step) == STEPS
+    assert int(second.carry().unpack().step) == STEPS
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_a_carry_keeps_its_numbers_through_all_that_follows(rule, differentiable, steps):
+    """Whoever holds one may begin from it again, whatever memory the unrolls share."""
+    theta = theta_with_grad(rule, F64)
+    grads = torch.randn(9, 2, N, dtype=F64)
+    start = unroll(differentiable, theta, grads[:steps])[1]
+    carry = start.carry()
+    numbers = {name: value.clone() for name, value in carry.unpack().tensors().items()}
+    found = []
+    for go_on in (start, differentiable.begin(theta, carry, 9)):
+        for _ in range(3):
+            updates = [go_on.step(grad) for grad in grads[steps:]]
+            sum(update.mean_N.sum() for update in updates).backward(retain_graph=True)
+            go_on = differentiable.begin(theta, carry, 9)
+            found.append(updates[-1].mean_N.detach().clone())
+    for name, value in carry.unpack().tensors().items():
+        assert torch.equal(value, numbers[name]), name
+    for other in found[1:]:
+        assert torch.equal(other, found[0])
 
 
 def test_the_kernel_and_the_reference_agree():
@@ -111,7 +134,7 @@ def test_the_kernel_and_the_reference_agree():
         updates, unrolled = unroll(differentiable_rule(rule, backend), theta, grads)
         loss = sum((rule.kl(update) + update.mean_N.sin().sum(-1)).sum() for update in updates)
         loss.backward()
-        carry = unrolled.carry()
+        carry = unrolled.carry().unpack()
         assert not any(value.requires_grad for value in carry.tensors().values())
         found.append(
             [

@@ -54,14 +54,14 @@ def test_cutting_does_not_change_the_inner_run():
     second = do_unroll(theta, 2, first.carry, first=4)
     torch.testing.assert_close(second.carry.params_BN, whole.carry.params_BN)
     torch.testing.assert_close(torch.cat([first.loss_TB, second.loss_TB]), whole.loss_TB)
-    assert int(second.carry.rule_state.step) == 6
+    assert int(second.carry.rule_state.unpack().step) == 6
 
 
 def test_the_graph_is_cut():
     theta = theta_with_grad()
     first = do_unroll(theta, 3)
     assert not first.carry.params_BN.requires_grad
-    assert not any(t.requires_grad for t in first.carry.rule_state.tensors().values())
+    assert not any(t.requires_grad for t in first.carry.rule_state.unpack().tensors().values())
     first.meta_loss.backward()  # a second backward below must not reach into this graph
     do_unroll(theta, 2, first.carry, first=3).meta_loss.backward()
 

@@ -96,6 +96,6 @@ def test_meta_gradient(name):
     assert_relative(result.loss_TB[:, 0], golden["inner_losses"], 1e-10)
     assert_relative(result.meta_loss.detach(), golden["meta_loss"], 1e-10)
     assert_relative(result.carry.params_BN[0], golden["final_params"], 1e-10)
-    assert not result.carry.rule_state.h_NLH.requires_grad
+    assert not result.carry.rule_state.unpack().h_NLH.requires_grad
     for key, value in theta.items():
         assert_relative(value.grad, golden[f"meta_grad.{key}"], 1e-8)

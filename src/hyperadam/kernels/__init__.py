@@ -1,6 +1,6 @@
 """Programs that compute a rule's step, behind one signature."""
 
-from hyperadam.kernels.differentiable import DifferentiableRule, ReferenceRule, RuleUnroll
+from hyperadam.kernels.differentiable import Carry, DifferentiableRule, ReferenceRule, RuleUnroll
 from hyperadam.kernels.dispatch import (
     BACKENDS,
     Backend,
@@ -15,6 +15,7 @@ __all__ = [
     "BACKENDS",
     "TILE",
     "Backend",
+    "Carry",
     "DifferentiableRule",
     "Lanes",
     "Part",

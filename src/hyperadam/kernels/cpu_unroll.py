@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from hyperadam.kernels.cpu import THETA_ORDER, CpuPasses
-from hyperadam.kernels.differentiable import DifferentiableRule, RuleUnroll
+from hyperadam.kernels.differentiable import Carry, DifferentiableRule, RuleUnroll
 from hyperadam.kernels.fused import column_scales, segment_counts
 from hyperadam.kernels.tiled import Lanes
 from hyperadam.kernels.tiles import TILE, Part, TileLayout, lay_out
@@ -35,6 +35,8 @@ class Tape:
         taken: steps that they have taken before.
         length: steps that will follow.
         instruction_set: see :class:`~hyperadam.kernels.cpu.CpuPasses`.
+        spare: memory of states that are done with, of this tape and of those before and after it:
+            fresh memory costs more than a step's arithmetic.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class Tape:
         taken: int,
         length: int,
         instruction_set: str | None = None,
+        spare: list[Tensor] | None = None,
     ) -> None:
         self.passes = CpuPasses(rule, theta, instruction_set=instruction_set)
         self.dtype = theta[THETA_ORDER[0]].dtype
@@ -63,12 +66,25 @@ class Tape:
         self.kept: dict[int, Tensor] = {}
         """States before steps."""
         self.returned: int | None = None
-        self.spare: list[Tensor] = []
-        """Memory of states that are done with: fresh memory costs more than a step's arithmetic."""
+        self.handed_out: int | None = None
+        self.spare: list[Tensor] = [] if spare is None else spare
+
+    def __del__(self) -> None:
+        # The first state is not the tape's own.
+        self.spare.extend(tiles for index, tiles in self.kept.items() if index > 0)
 
     def _memory(self, like: Tensor) -> Tensor:
         """Tiles of any content; each pass over all parts writes all of them."""
-        return self.spare.pop() if self.spare else torch.empty_like(like)
+        while self.spare:
+            tiles = self.spare.pop()
+            if tiles.shape == like.shape and tiles.dtype == like.dtype:
+                return tiles
+        return torch.empty_like(like)
+
+    def hand_out(self) -> Tensor:
+        """The state after the last step, never to be written again."""
+        self.handed_out = self.last.data_ptr()
+        return self.last
 
     def _steps(self, index: int) -> Tensor:
         return torch.full((self.num_parts,), self.taken + index + 1)
@@ -99,7 +115,7 @@ class Tape:
         # Detached: a tensor with a graph would hold the tape that holds the tensor.
         if index % self.every == 0:
             self.kept[index] = tiles.detach()
-        else:
+        elif tiles.data_ptr() != self.handed_out:
             self.spare.append(tiles.detach())
         self.last = new_tiles.detach()
         return new_tiles, lanes.mean, lanes.log_var
@@ -142,7 +158,9 @@ class Tape:
         """
         tiles, new_tiles = self._state(index), self._state(index + 1)
         grad = self.grads[index]
-        d_tiles = self._memory(tiles)
+        # In place where the incoming tensor was made here, by the step behind, for this one alone.
+        own = d_new_tiles is not None and d_new_tiles.data_ptr() == self.returned
+        d_tiles = d_new_tiles if d_new_tiles is not None and own else self._memory(tiles)
         d_theta = torch.empty(sum(self.sizes), dtype=self.dtype)
         state_scale, adam_scale = self.scales[index]
         zeros = torch.zeros_like(grad)
@@ -165,8 +183,6 @@ class Tape:
         )
         if (index + 1) % self.every != 0 and index + 1 in self.kept:  # made again, done with
             self.spare.append(self.kept.pop(index + 1))
-        if d_new_tiles is not None and d_new_tiles.data_ptr() == self.returned:
-            self.spare.append(d_new_tiles)  # made by the step before this one, for this one alone
         self.returned = d_tiles.data_ptr()
         return d_tiles, list(d_theta.split(self.sizes))
 
@@ -193,31 +209,59 @@ class FusedStep(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         d_tiles, d_theta = ctx.tape.backward(ctx.index, d_new_tiles, d_mean, d_log_var)
         shaped = [d.view(shape) for d, shape in zip(d_theta, ctx.shapes, strict=True)]
+        if not ctx.needs_input_grad[2]:
+            ctx.tape.spare.append(d_tiles)
+            return (None, None, None, *shaped)
         return (None, None, d_tiles, *shaped)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _TiledCarry(Carry):
+    layout: TileLayout
+    parts: list[Part]
+    """One a task, of one size."""
+    taken: int
+    tiles: Tensor
+
+    @classmethod
+    def of(cls, rule: VariationalHyperAdamRule, state: RuleState) -> _TiledCarry:
+        layout = TileLayout.of(rule)
+        num_tasks, count = state.h_NLH.shape[:2]
+        parts = [
+            dataclasses.replace(part, segment=number)
+            for number, part in enumerate(lay_out([count] * num_tasks))
+        ]
+        shape = (sum(part.num_tiles for part in parts), layout.num_rows, TILE)
+        tiles = state.h_NLH.new_zeros(shape)
+        for number, part in enumerate(parts):
+            fields = {name: state.tensors()[name][number] for name in layout.rows}
+            layout.pack(fields, tiles[part.tiles])
+        return cls(layout, parts, int(state.step), tiles)
+
+    def unpack(self) -> RuleState:
+        tasks = [self.layout.unpack(self.tiles[part.tiles], part.count) for part in self.parts]
+        fields = {name: torch.stack([task[name] for task in tasks]) for name in self.layout.rows}
+        return RuleState(step=torch.tensor(self.taken), **fields)
 
 
 class _CpuUnroll(RuleUnroll):
     def __init__(
-        self, rule: VariationalHyperAdamRule, theta: Theta, state: RuleState, length: int
+        self,
+        rule: VariationalHyperAdamRule,
+        theta: Theta,
+        carry: _TiledCarry,
+        length: int,
+        spare: list[Tensor],
     ) -> None:
         self.rule = rule
         self.theta = [theta[name] for name in THETA_ORDER if name in theta]
-        self.layout = TileLayout.of(rule)
-        self.num_tasks, self.count = state.h_NLH.shape[:2]
-        self.taken = int(state.step)
-        self.parts = [
-            dataclasses.replace(part, segment=number)
-            for number, part in enumerate(lay_out([self.count] * self.num_tasks))
-        ]
-        self.tape = Tape(rule, theta, self.parts, self.taken, length)
-        shape = (sum(part.num_tiles for part in self.parts), self.layout.num_rows, TILE)
-        self.tiles = torch.zeros(shape, dtype=self.theta[0].dtype)
-        for number, part in enumerate(self.parts):
-            fields = {name: state.tensors()[name][number] for name in self.layout.rows}
-            self.layout.pack(fields, self.tiles[part.tiles])
+        self.before = carry
+        self.num_tasks, self.count = len(carry.parts), carry.parts[0].count
+        self.tape = Tape(rule, theta, carry.parts, carry.taken, length, spare=spare)
+        self.tiles = carry.tiles.to(self.theta[0].dtype)
 
     def step(self, grad_BN: Tensor) -> UpdateDistribution:
-        lanes = grad_BN.new_zeros(self.num_tasks, self.parts[0].num_tiles * TILE)
+        lanes = grad_BN.new_zeros(self.num_tasks, self.before.parts[0].num_tiles * TILE)
         lanes[:, : self.count] = grad_BN
         self.tiles, mean, log_var = FusedStep.apply(
             self.tape, lanes.view(-1), self.tiles, *self.theta
@@ -233,20 +277,17 @@ class _CpuUnroll(RuleUnroll):
 
     def _direction(self) -> Tensor:
         """That of the first fixed moment, of shape (B, N)."""
-        state = self.carry()
+        state = self._after(self.tiles.detach()).unpack()
         correction = 1 - self.rule.moment_decays[0] ** int(state.step)
         scale_BN = (state.exp_avg_sq_NK[..., 0] / correction).sqrt() + MOMENT_EPSILON
         return state.exp_avg_NK[..., 0] / correction / scale_BN
 
-    def carry(self) -> RuleState:
-        tiles = self.tiles.detach()
-        tasks = [self.layout.unpack(tiles[part.tiles], part.count) for part in self.parts]
-        fields = {
-            field.name: torch.stack([task[field.name] for task in tasks])
-            for field in dataclasses.fields(RuleState)
-            if field.name != "step"
-        }
-        return RuleState(step=torch.tensor(self.taken + len(self.tape.grads)), **fields)
+    def _after(self, tiles: Tensor) -> _TiledCarry:
+        taken = self.before.taken + len(self.tape.grads)
+        return dataclasses.replace(self.before, taken=taken, tiles=tiles)
+
+    def carry(self) -> Carry:
+        return self._after(self.tape.hand_out() if self.tape.grads else self.tiles)
 
 
 class CpuRule(DifferentiableRule):
@@ -254,5 +295,13 @@ class CpuRule(DifferentiableRule):
 
     rule: VariationalHyperAdamRule
 
-    def begin(self, theta: Theta, state: RuleState, length: int) -> RuleUnroll:
-        return _CpuUnroll(self.rule, theta, state, length)
+    def __init__(self, rule: VariationalHyperAdamRule) -> None:
+        super().__init__(rule)
+        self.spare: list[Tensor] = []
+
+    def pack(self, state: RuleState) -> Carry:
+        return _TiledCarry.of(self.rule, state)
+
+    def begin(self, theta: Theta, carry: Carry, length: int) -> RuleUnroll:
+        own = carry if isinstance(carry, _TiledCarry) else _TiledCarry.of(self.rule, carry.unpack())
+        return _CpuUnroll(self.rule, theta, own, length, self.spare)

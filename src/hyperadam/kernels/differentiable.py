@@ -7,6 +7,7 @@ own; the tasks share theta and the step's number and nothing else.
 from __future__ import annotations
 
 import abc
+import dataclasses
 from collections.abc import Callable
 
 import torch
@@ -19,6 +20,14 @@ def _map_columns(state: RuleState, function: Callable[[Tensor], Tensor]) -> Rule
     """The state with ``function`` applied to all its tensors but ``step``."""
     columns = {name: value for name, value in state.tensors().items() if name != "step"}
     return RuleState(state.step, **{name: function(value) for name, value in columns.items()})
+
+
+class Carry(abc.ABC):
+    """What an unroll hands to the next, in its program's own form; no graph is behind it."""
+
+    @abc.abstractmethod
+    def unpack(self) -> RuleState:
+        """The state of B tasks."""
 
 
 class RuleUnroll(abc.ABC):
@@ -41,8 +50,8 @@ class RuleUnroll(abc.ABC):
         """
 
     @abc.abstractmethod
-    def carry(self) -> RuleState:
-        """The state after the steps so far, with no graph behind it, as ``begin`` takes it."""
+    def carry(self) -> Carry:
+        """The state after the steps so far, as ``begin`` takes it."""
 
 
 class DifferentiableRule(abc.ABC):
@@ -60,27 +69,44 @@ class DifferentiableRule(abc.ABC):
 
     def init_state(
         self, num_tasks: int, num_coordinates: int, dtype: torch.dtype = torch.float32
-    ) -> RuleState:
+    ) -> Carry:
         """The state of B tasks before the first step."""
         state = self.rule.init_state(num_coordinates, dtype=dtype)
-        return _map_columns(state, lambda value: value.expand(num_tasks, *value.shape).clone())
+        return self.pack(
+            _map_columns(state, lambda value: value.expand(num_tasks, *value.shape).clone())
+        )
 
     @abc.abstractmethod
-    def begin(self, theta: Theta, state: RuleState, length: int) -> RuleUnroll:
+    def pack(self, state: RuleState) -> Carry:
+        """The state of B tasks, with no graph behind it, in the form that ``begin`` takes."""
+
+    @abc.abstractmethod
+    def begin(self, theta: Theta, carry: Carry, length: int) -> RuleUnroll:
         """Begin an unroll.
 
         Args:
             theta: meta-parameters, of the state's dtype and device.
-            state: of B tasks, with no graph behind it.
+            carry: of B tasks, from this rule. It stays as it is.
             length: how many steps the unroll will have.
         """
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _ReferenceCarry(Carry):
+    state: RuleState
+
+    def unpack(self) -> RuleState:
+        return self.state
 
 
 class ReferenceRule(DifferentiableRule):
     """The rule's own PyTorch code under autograd."""
 
-    def begin(self, theta: Theta, state: RuleState, length: int) -> RuleUnroll:
-        return _ReferenceUnroll(self.rule, theta, state)
+    def pack(self, state: RuleState) -> Carry:
+        return _ReferenceCarry(state)
+
+    def begin(self, theta: Theta, carry: Carry, length: int) -> RuleUnroll:
+        return _ReferenceUnroll(self.rule, theta, carry.unpack())
 
 
 class _ReferenceUnroll(RuleUnroll):
@@ -98,6 +124,8 @@ class _ReferenceUnroll(RuleUnroll):
         update, self.state = self.rule.step(self.theta, self.state, grad_BN[0])
         return update.map(lambda value_N: value_N.unsqueeze(0))
 
-    def carry(self) -> RuleState:
+    def carry(self) -> Carry:
         state = self.state.map(Tensor.detach)
-        return _map_columns(state, lambda value: value.unsqueeze(0)) if self.single else state
+        if self.single:
+            state = _map_columns(state, lambda value: value.unsqueeze(0))
+        return _ReferenceCarry(state)

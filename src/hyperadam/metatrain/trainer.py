@@ -169,7 +169,7 @@ class MetaTrainer:
             ).reshape(-1, len(HISTORY_COLUMNS)),
             "inner.params": self.carry.params_BN,
         }
-        for name, value in self.carry.rule_state.tensors().items():
+        for name, value in self.carry.rule_state.unpack().tensors().items():
             tensors[f"inner.rule.{name}"] = value
         for name, value in self.theta.items():
             tensors[f"theta.{name}"] = value.detach()
@@ -215,7 +215,7 @@ class MetaTrainer:
         # Checkpoints from before there were several tasks have no dimension for them.
         shaped = {
             name: tensors[f"inner.rule.{name}"].reshape(value.shape)
-            for name, value in self.carry.rule_state.tensors().items()
+            for name, value in self.carry.rule_state.unpack().tensors().items()
         }
         params_BN = tensors["inner.params"].reshape(self.carry.params_BN.shape)
-        self.carry = InnerState(params_BN, RuleState(**shaped))
+        self.carry = InnerState(params_BN, self.rule.pack(RuleState(**shaped)))

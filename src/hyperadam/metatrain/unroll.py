@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from hyperadam.kernels import DifferentiableRule
-from hyperadam.rule import RuleState, Theta
+from hyperadam.kernels import Carry, DifferentiableRule
+from hyperadam.rule import Theta
 from hyperadam.tasks import Batch
 
 LossFunction = Callable[[Tensor, Batch], Tensor]
@@ -25,12 +25,12 @@ class InnerState:
 
     Attributes:
         params_BN: the networks' parameters, flat.
-        rule_state: the rule's state, with B before the coordinates
-            (:class:`hyperadam.kernels.DifferentiableRule`).
+        rule_state: the rule's state, in the form of the
+            :class:`~hyperadam.kernels.DifferentiableRule`.
     """
 
     params_BN: Tensor
-    rule_state: RuleState
+    rule_state: Carry
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
