@@ -58,6 +58,15 @@ def test_the_first_state_is_zero_with_a_dimension_for_tasks(rule):
             assert torch.equal(state.tensors()[name], torch.stack([value] * 3)), name
 
 
+@pytest.mark.parametrize("count", [0, 1, 3, 257, 1030])
+def test_noise_has_the_same_bits_in_every_program(count):
+    seeds, steps = [0, 5, 2**62 + 12345], torch.tensor([1, 2, 2**33])
+    rule = VariationalHyperAdamRule()
+    expected = ReferenceRule(rule).noise(seeds, steps, count)
+    assert expected.shape == (3, 3, count)
+    assert torch.equal(CpuRule(rule).noise(seeds, steps, count), expected)
+
+
 def test_one_task_has_the_bits_of_the_rules_own_step(rule):
     theta = theta_with_grad(rule, torch.float32)
     grads = torch.randn(STEPS, 1, N)

@@ -45,6 +45,14 @@ def instruction_sets() -> list[str]:
     return list(_cpu.instruction_sets())
 
 
+def standard_normal(seeds: Sequence[int], steps_T: Tensor, count: int) -> Tensor:
+    """The numbers of :func:`hyperadam.rule.standard_normal` for B seeds, of shape (T, B, count)."""
+    out_TBN = torch.empty(len(steps_T), len(seeds), count)
+    seeds_B = torch.tensor(seeds, dtype=torch.int64)
+    _cpu.standard_normal(seeds_B, steps_T.to(torch.int64), out_TBN, torch.get_num_threads())
+    return out_TBN
+
+
 class CpuPasses(Passes):
     """The passes in C++.
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hyperadam.kernels.cpu import THETA_ORDER, CpuPasses
+from hyperadam.kernels.cpu import THETA_ORDER, CpuPasses, standard_normal
 from hyperadam.kernels.differentiable import Carry, DifferentiableRule, RuleUnroll
 from hyperadam.kernels.fused import column_scales, segment_counts
 from hyperadam.kernels.tiled import Lanes
@@ -298,6 +298,9 @@ class CpuRule(DifferentiableRule):
     def __init__(self, rule: VariationalHyperAdamRule) -> None:
         super().__init__(rule)
         self.spare: list[Tensor] = []
+
+    def noise(self, seeds: Sequence[int], steps_T: Tensor, num_coordinates: int) -> Tensor:
+        return standard_normal(seeds, steps_T, num_coordinates)
 
     def pack(self, state: RuleState) -> Carry:
         return _TiledCarry.of(self.rule, state)

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from hyperadam.rule import Rule, RuleState, Theta, UpdateDistribution
+from hyperadam.rule import Rule, RuleState, Theta, UpdateDistribution, standard_normal
 
 
 def _map_columns(state: RuleState, function: Callable[[Tensor], Tensor]) -> RuleState:
@@ -75,6 +75,17 @@ class DifferentiableRule(abc.ABC):
         return self.pack(
             _map_columns(state, lambda value: value.expand(num_tasks, *value.shape).clone())
         )
+
+    def noise(self, seeds: Sequence[int], steps_T: Tensor, num_coordinates: int) -> Tensor:
+        """Standard normal numbers (T, B, N) of float32, the same from every program.
+
+        Args:
+            seeds: one a task.
+            steps_T: numbers of the steps, from 1.
+            num_coordinates: N.
+        """
+        noises = [standard_normal(seed, steps_T, 0, num_coordinates) for seed in seeds]
+        return torch.stack(noises, dim=1)
 
     @abc.abstractmethod
     def pack(self, state: RuleState) -> Carry:

@@ -12,7 +12,7 @@ from hyperadam.kernels import differentiable_rule
 from hyperadam.metatrain.config import MetaTrainConfig
 from hyperadam.metatrain.task_group import TaskGroup
 from hyperadam.metatrain.unroll import InnerState, unroll
-from hyperadam.rule import RuleState, standard_normal
+from hyperadam.rule import RuleState
 from hyperadam.tasks import (
     ConvexTask,
     RandomScaling,
@@ -106,12 +106,8 @@ class MetaTrainer:
 
     def _noise(self, steps: range) -> Tensor:
         """Standard normal numbers (T, B, N) for inner steps, which count from 1 here."""
-        count = self.carry.params_BN.shape[1]
-        noises = [
-            standard_normal(derive_seed(seed, "noise"), torch.tensor(steps) + 1, 0, count)
-            for seed in self.run_seeds
-        ]
-        return torch.stack(noises, dim=1)
+        seeds = [derive_seed(seed, "noise") for seed in self.run_seeds]
+        return self.rule.noise(seeds, torch.tensor(steps) + 1, self.carry.params_BN.shape[1])
 
     def meta_step(self) -> MetaStep:
         """One unroll and one step of the meta-optimizer."""

@@ -31,7 +31,7 @@ constexpr Kernels<Real> make_kernels() {
 
 template <class Arch>
 constexpr InstructionSet make_instruction_set() {
-  return {make_kernels<Arch, float>(), make_kernels<Arch, double>()};
+  return {make_kernels<Arch, float>(), make_kernels<Arch, double>(), standard_normal};
 }
 
 }  // namespace

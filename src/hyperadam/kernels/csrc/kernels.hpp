@@ -46,6 +46,8 @@ struct Kernels {
 struct InstructionSet {
   Kernels<float> float32;
   Kernels<double> float64;
+  // Standard normal numbers: seed, step, first coordinate, count.
+  void (*standard_normal)(std::uint64_t, std::uint64_t, std::uint64_t, std::int64_t, float*);
 
   template <class Real>
   const Kernels<Real>& of() const;

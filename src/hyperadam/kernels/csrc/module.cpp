@@ -55,6 +55,26 @@ const InstructionSet& instruction_set_of(const std::string& name) {
   throw std::invalid_argument("this processor does not have the instruction set " + name);
 }
 
+// Standard normal numbers of B seeds at T steps, for the coordinates from 0 on.
+void standard_normal(const Vector<const std::int64_t>& seeds_B,
+                     const Vector<const std::int64_t>& steps_T,
+                     const nb::ndarray<float, nb::ndim<3>, nb::c_contig, nb::device::cpu>& out_TBN,
+                     int threads) {
+  const std::size_t tasks = seeds_B.shape(0), count = out_TBN.shape(2);
+  require(out_TBN.shape(0) == steps_T.shape(0) && out_TBN.shape(1) == tasks,
+          "noise must be of shape (steps, seeds, coordinates)");
+  const InstructionSet& best = instruction_set_of(instruction_sets().front());
+  nb::gil_scoped_release release;
+  parallel_for(static_cast<std::int64_t>(steps_T.shape(0) * tasks), threads,
+               [&](std::int64_t index) {
+                 const std::size_t row = static_cast<std::size_t>(index);
+                 best.standard_normal(static_cast<std::uint64_t>(seeds_B(row % tasks)),
+                                      static_cast<std::uint64_t>(steps_T(row / tasks)), 0,
+                                      static_cast<std::int64_t>(count),
+                                      out_TBN.data() + row * count);
+               });
+}
+
 // The parts of a state that a step is about, cut into chunks.
 class Plan {
  public:
@@ -452,6 +472,7 @@ NB_MODULE(_cpu, module) {
   module.attr("MAX_CHANNELS") = MAX_CHANNELS;
   module.attr("MAX_DECAYS") = MAX_DECAYS;
   module.def("instruction_sets", &instruction_sets);
+  module.def("standard_normal", &standard_normal);
   nb::class_<Plan>(module, "Plan")
       .def(nb::init<Matrix<const std::int64_t>, Vector<const std::int64_t>, Vector<const bool>>());
   bind_program<float>(module, "Program32");
