@@ -224,19 +224,24 @@ class _TiledCarry(Carry):
     tiles: Tensor
 
     @classmethod
-    def of(cls, rule: VariationalHyperAdamRule, state: RuleState) -> _TiledCarry:
+    def zeros(
+        cls, rule: VariationalHyperAdamRule, num_tasks: int, count: int, dtype: torch.dtype
+    ) -> _TiledCarry:
         layout = TileLayout.of(rule)
-        num_tasks, count = state.h_NLH.shape[:2]
         parts = [
             dataclasses.replace(part, segment=number)
             for number, part in enumerate(lay_out([count] * num_tasks))
         ]
         shape = (sum(part.num_tiles for part in parts), layout.num_rows, TILE)
-        tiles = state.h_NLH.new_zeros(shape)
-        for number, part in enumerate(parts):
-            fields = {name: state.tensors()[name][number] for name in layout.rows}
-            layout.pack(fields, tiles[part.tiles])
-        return cls(layout, parts, int(state.step), tiles)
+        return cls(layout, parts, 0, torch.zeros(shape, dtype=dtype))
+
+    @classmethod
+    def of(cls, rule: VariationalHyperAdamRule, state: RuleState) -> _TiledCarry:
+        empty = cls.zeros(rule, *state.h_NLH.shape[:2], state.h_NLH.dtype)
+        for number, part in enumerate(empty.parts):
+            fields = {name: state.tensors()[name][number] for name in empty.layout.rows}
+            empty.layout.pack(fields, empty.tiles[part.tiles])
+        return dataclasses.replace(empty, taken=int(state.step))
 
     def unpack(self) -> RuleState:
         tasks = [self.layout.unpack(self.tiles[part.tiles], part.count) for part in self.parts]
@@ -301,6 +306,11 @@ class CpuRule(DifferentiableRule):
 
     def noise(self, seeds: Sequence[int], steps_T: Tensor, num_coordinates: int) -> Tensor:
         return standard_normal(seeds, steps_T, num_coordinates)
+
+    def init_state(
+        self, num_tasks: int, num_coordinates: int, dtype: torch.dtype = torch.float32
+    ) -> Carry:
+        return _TiledCarry.zeros(self.rule, num_tasks, num_coordinates, dtype)
 
     def pack(self, state: RuleState) -> Carry:
         return _TiledCarry.of(self.rule, state)

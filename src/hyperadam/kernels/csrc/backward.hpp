@@ -90,6 +90,19 @@ struct Backward {
               [&](int k, int j) { return theta.post_weight[j * channels + k]; }, packed);
   }
 
+  // Transposes a square block: log2(LANES) times, every vector of the first half is interleaved
+  // with its fellow of the second.
+  static void transpose_block(F (&block)[LANES]) {
+    F zipped[LANES];
+    for (int done = 1; done < LANES; done *= 2) {
+      for (int k = 0; k < LANES / 2; ++k) {
+        zipped[2 * k] = xsimd::zip_lo(block[k], block[k + LANES / 2]);
+        zipped[2 * k + 1] = xsimd::zip_hi(block[k], block[k + LANES / 2]);
+      }
+      for (int k = 0; k < LANES; ++k) block[k] = zipped[k];
+    }
+  }
+
   // Rows of a tile as coordinates by columns, with a column of ones behind them for the bias.
   // `stride` is a multiple of the vector's length.
   static void transpose(const Real* rows_KT, int count, int stride, Real* out_TK) {
@@ -100,7 +113,7 @@ struct Backward {
           block[k] = first + k < count ? at(rows_KT + (first + k) * TILE, lane)
                                        : F(first + k == count ? 1.0 : 0.0);
         }
-        xsimd::transpose(block, block + LANES);
+        transpose_block(block);
         for (int k = 0; k < LANES; ++k) {
           block[k].store_unaligned(out_TK + (lane + k) * stride + first);
         }
