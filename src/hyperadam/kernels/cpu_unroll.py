@@ -237,7 +237,8 @@ class _TiledCarry(Carry):
 
     @classmethod
     def of(cls, rule: VariationalHyperAdamRule, state: RuleState) -> _TiledCarry:
-        empty = cls.zeros(rule, *state.h_NLH.shape[:2], state.h_NLH.dtype)
+        num_tasks, count = state.h_NLH.shape[:2]
+        empty = cls.zeros(rule, num_tasks, count, state.h_NLH.dtype)
         for number, part in enumerate(empty.parts):
             fields = {name: state.tensors()[name][number] for name in empty.layout.rows}
             empty.layout.pack(fields, empty.tiles[part.tiles])

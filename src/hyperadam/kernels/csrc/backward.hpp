@@ -96,8 +96,7 @@ struct Backward {
     F zipped[LANES];
     for (int done = 1; done < LANES; done *= 2) {
       for (int k = 0; k < LANES / 2; ++k) {
-        zipped[2 * k] = xsimd::zip_lo(block[k], block[k + LANES / 2]);
-        zipped[2 * k + 1] = xsimd::zip_hi(block[k], block[k + LANES / 2]);
+        S::zip(block[k], block[k + LANES / 2], zipped[2 * k], zipped[2 * k + 1]);
       }
       for (int k = 0; k < LANES; ++k) block[k] = zipped[k];
     }

@@ -71,6 +71,21 @@ struct Simd {
     }
   }
 
+  // a0 b0 a1 b1 ... in two vectors.
+  static void zip(F a, F b, F& low, F& high) {
+#ifdef __AVX512F__  // xsimd takes six shuffles for each where the processor has one
+    if constexpr (std::is_same_v<Real, float> && LANES == 16) {
+      const __m512i first = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+      const __m512i second = _mm512_add_epi32(first, _mm512_set1_epi32(8));
+      low = _mm512_permutex2var_ps(a, first, b);
+      high = _mm512_permutex2var_ps(a, second, b);
+      return;
+    }
+#endif
+    low = xsimd::zip_lo(a, b);
+    high = xsimd::zip_hi(a, b);
+  }
+
   static F clamp(F x, Real largest) {
     return xsimd::min(F(largest), xsimd::max(F(-largest), x));
   }
