@@ -12,7 +12,7 @@ import torch
 from conftest import random_theta
 from hyperadam.kernels import TILE, TileLayout, cpu, lay_out
 from hyperadam.kernels.cpu import THETA_ORDER
-from hyperadam.kernels.cpu_unroll import FusedStep, Tape
+from hyperadam.kernels.cpu_unroll import FusedStep, Tape, flatten_theta
 from hyperadam.kernels.tiles import num_tiles
 from hyperadam.rule import VariationalHyperAdamRule
 
@@ -67,16 +67,13 @@ class Unrolled:
 
     def fused(self, theta, tiles, taken=0, instruction_set=None):
         tape = Tape(self.rule, theta, self.parts, taken, self.length, instruction_set)
-        names = [name for name in THETA_ORDER if name in theta]
         dtype = tiles.dtype
         lanes = num_tiles(self.count) * TILE
         total = 0
         for t in range(self.length):
             grad = torch.zeros(self.tasks, lanes, dtype=dtype)
             grad[:, : self.count] = self.grads[t]
-            tiles, mean, log_var = FusedStep.apply(
-                tape, grad.view(-1), tiles, *[theta[name] for name in names]
-            )
+            tiles, mean, log_var = FusedStep.apply(tape, grad.view(-1), tiles, flatten_theta(theta))
             mean = mean.view(self.tasks, -1)[:, : self.count]
             total = total + (self.of_mean[t].to(dtype) * mean).sum()
             if log_var is not None:
@@ -187,10 +184,10 @@ def test_nothing_holds_an_unroll():
     theta = leaf(random_theta(rule))
     tape = Tape(rule, theta, problem.parts, 0, 2)
     grad = torch.zeros(64, dtype=torch.float64)
-    values = [theta[name] for name in THETA_ORDER]
+    flat = flatten_theta(theta)
     tiles = problem.tiles(torch.float64)
     for _ in range(2):
-        tiles, mean, _ = FusedStep.apply(tape, grad, tiles, *values)
+        tiles, mean, _ = FusedStep.apply(tape, grad, tiles, flat)
     alive = weakref.ref(tape)
     mean.sum().backward()
     gc.disable()

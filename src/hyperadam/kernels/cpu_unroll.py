@@ -51,7 +51,7 @@ class Tape:
     ) -> None:
         self.passes = CpuPasses(rule, theta, instruction_set=instruction_set)
         self.dtype = theta[THETA_ORDER[0]].dtype
-        self.sizes = [theta[name].numel() for name in THETA_ORDER if name in theta]
+        self.size = sum(value.numel() for value in theta.values())
         self.plan = self.passes.plan(parts)
         self.num_parts = len(parts)
         self.counts_S = segment_counts(parts, torch.device("cpu"))
@@ -151,7 +151,7 @@ class Tape:
         d_new_tiles: Tensor | None,
         d_mean: Tensor | None,
         d_log_var: Tensor | None,
-    ) -> tuple[Tensor, list[Tensor]]:
+    ) -> tuple[Tensor, Tensor]:
         """Gradients with respect to the state before a step and theta, from those after it.
 
         Any order of steps gives the same; from the last to the first is the fast one.
@@ -161,7 +161,7 @@ class Tape:
         # In place where the incoming tensor was made here, by the step behind, for this one alone.
         own = d_new_tiles is not None and d_new_tiles.data_ptr() == self.returned
         d_tiles = d_new_tiles if d_new_tiles is not None and own else self._memory(tiles)
-        d_theta = torch.empty(sum(self.sizes), dtype=self.dtype)
+        d_theta = torch.empty(self.size, dtype=self.dtype)
         state_scale, adam_scale = self.scales[index]
         zeros = torch.zeros_like(grad)
         d_var = zeros if d_log_var is None else d_log_var.contiguous()
@@ -184,19 +184,25 @@ class Tape:
         if (index + 1) % self.every != 0 and index + 1 in self.kept:  # made again, done with
             self.spare.append(self.kept.pop(index + 1))
         self.returned = d_tiles.data_ptr()
-        return d_tiles, list(d_theta.split(self.sizes))
+        return d_tiles, d_theta
+
+
+def flatten_theta(theta: Theta) -> Tensor:
+    """All of theta in one vector, in the kernel's order."""
+    return torch.cat([theta[name].flatten() for name in THETA_ORDER if name in theta])
 
 
 class FusedStep(torch.autograd.Function):
-    """A step of a :class:`Tape`, differentiable by theta and the state before it."""
+    """A step of a :class:`Tape`, differentiable by the state before it and by theta, whose tensors
+    come flat, one behind the other (:func:`flatten_theta`): autograd then adds up one gradient a
+    step."""
 
     @staticmethod
     def forward(
-        ctx: Any, tape: Tape, grad: Tensor, tiles: Tensor, *theta: Tensor
+        ctx: Any, tape: Tape, grad: Tensor, tiles: Tensor, theta: Tensor
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         ctx.set_materialize_grads(False)
         ctx.tape, ctx.index = tape, len(tape.grads)
-        ctx.shapes = [value.shape for value in theta]
         return tape.forward(tiles, grad)
 
     @staticmethod
@@ -208,11 +214,10 @@ class FusedStep(torch.autograd.Function):
         d_log_var: Tensor | None,
     ) -> tuple[Tensor | None, ...]:
         d_tiles, d_theta = ctx.tape.backward(ctx.index, d_new_tiles, d_mean, d_log_var)
-        shaped = [d.view(shape) for d, shape in zip(d_theta, ctx.shapes, strict=True)]
         if not ctx.needs_input_grad[2]:
             ctx.tape.spare.append(d_tiles)
-            return (None, None, None, *shaped)
-        return (None, None, d_tiles, *shaped)
+            return None, None, None, d_theta
+        return None, None, d_tiles, d_theta
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -260,17 +265,17 @@ class _CpuUnroll(RuleUnroll):
         spare: list[Tensor],
     ) -> None:
         self.rule = rule
-        self.theta = [theta[name] for name in THETA_ORDER if name in theta]
+        self.theta = flatten_theta(theta)
         self.before = carry
         self.num_tasks, self.count = len(carry.parts), carry.parts[0].count
         self.tape = Tape(rule, theta, carry.parts, carry.taken, length, spare=spare)
-        self.tiles = carry.tiles.to(self.theta[0].dtype)
+        self.tiles = carry.tiles.to(self.theta.dtype)
 
     def step(self, grad_BN: Tensor) -> UpdateDistribution:
         lanes = grad_BN.new_zeros(self.num_tasks, self.before.parts[0].num_tiles * TILE)
         lanes[:, : self.count] = grad_BN
         self.tiles, mean, log_var = FusedStep.apply(
-            self.tape, lanes.view(-1), self.tiles, *self.theta
+            self.tape, lanes.view(-1), self.tiles, self.theta
         )
         return UpdateDistribution(
             mean_N=self._coordinates(mean),
