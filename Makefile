@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SOURCES := $(shell find src -type f -not -path '*/__pycache__/*' -not -name '*.so') CMakeLists.txt pyproject.toml constraints.txt README.md
 
-.PHONY: demo test lint test-wheel figures bench clean
+.PHONY: demo test lint test-wheel test-sanitized figures bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/hyperadam demo
@@ -30,6 +30,10 @@ test-wheel: $(VENV)/.installed-dev
 FIGURES := results/first-weights
 DATA_DIR ?= ../shared/data
 MNIST_TASKS := mnist-mlp1-sigmoid mnist-mlp1-relu mnist-mlp3-sigmoid
+
+# The CPU kernel's tests under the address and undefined-behaviour sanitizers: some minutes.
+test-sanitized: $(VENV)/.installed-dev
+	PYTHON=$(VENV)/bin/python scripts/test-sanitized
 
 figures: $(VENV)/.installed-dev
 	$(BIN)/hyperadam demo --seeds 20 --out $(FIGURES)/demo.png > $(FIGURES)/digits-mlp1-sigmoid.txt
