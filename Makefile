@@ -26,14 +26,14 @@ lint: $(VENV)/.installed-dev
 test-wheel: $(VENV)/.installed-dev
 	PYTHON=$(PYTHON) BUILD=$(abspath $(BIN))/python scripts/test-wheel
 
+# The CPU kernel's tests under the address and undefined-behaviour sanitizers: some minutes.
+test-sanitized: $(VENV)/.installed-dev
+	PYTHON=$(abspath $(BIN))/python scripts/test-sanitized
+
 # Every figure that README.md quotes. DATA_DIR holds mnist-train.parquet and mnist-test.parquet.
 FIGURES := results/first-weights
 DATA_DIR ?= ../shared/data
 MNIST_TASKS := mnist-mlp1-sigmoid mnist-mlp1-relu mnist-mlp3-sigmoid
-
-# The CPU kernel's tests under the address and undefined-behaviour sanitizers: some minutes.
-test-sanitized: $(VENV)/.installed-dev
-	PYTHON=$(VENV)/bin/python scripts/test-sanitized
 
 figures: $(VENV)/.installed-dev
 	$(BIN)/hyperadam demo --seeds 20 --out $(FIGURES)/demo.png > $(FIGURES)/digits-mlp1-sigmoid.txt
