@@ -49,6 +49,11 @@ class Tape:
         instruction_set: str | None = None,
         spare: list[Tensor] | None = None,
     ) -> None:
+        self.kept: dict[int, Tensor] = {}
+        """States before steps."""
+        self.handed_out: set[int] = set()
+        """Addresses of states that are somebody else's too, as the first is."""
+        self.spare: list[Tensor] = [] if spare is None else spare
         self.passes = CpuPasses(rule, theta, instruction_set=instruction_set)
         self.dtype = theta[THETA_ORDER[0]].dtype
         self.size = sum(value.numel() for value in theta.values())
@@ -63,15 +68,12 @@ class Tape:
         self.squares: tuple[Tensor, Tensor] | None = None
         self.grads: list[Tensor] = []
         self.scales: list[tuple[Tensor, Tensor]] = []
-        self.kept: dict[int, Tensor] = {}
-        """States before steps."""
         self.returned: int | None = None
-        self.handed_out: int | None = None
-        self.spare: list[Tensor] = [] if spare is None else spare
 
     def __del__(self) -> None:
-        # The first state is not the tape's own.
-        self.spare.extend(tiles for index, tiles in self.kept.items() if index > 0)
+        for index, tiles in self.kept.items():
+            if index > 0 and tiles.data_ptr() not in self.handed_out:
+                self.spare.append(tiles)
 
     def _memory(self, like: Tensor) -> Tensor:
         """Tiles of any content; each pass over all parts writes all of them."""
@@ -83,7 +85,7 @@ class Tape:
 
     def hand_out(self) -> Tensor:
         """The state after the last step, never to be written again."""
-        self.handed_out = self.last.data_ptr()
+        self.handed_out.add(self.last.data_ptr())
         return self.last
 
     def _steps(self, index: int) -> Tensor:
@@ -115,7 +117,7 @@ class Tape:
         # Detached: a tensor with a graph would hold the tape that holds the tensor.
         if index % self.every == 0:
             self.kept[index] = tiles.detach()
-        elif tiles.data_ptr() != self.handed_out:
+        elif tiles.data_ptr() not in self.handed_out:
             self.spare.append(tiles.detach())
         self.last = new_tiles.detach()
         return new_tiles, lanes.mean, lanes.log_var

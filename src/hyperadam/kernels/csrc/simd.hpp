@@ -34,7 +34,7 @@ struct bfloat16 {
 };
 
 // Whether an instruction set has estimates of 1/x and 1/sqrt(x) that one Newton step makes good to
-// a few units in the last place of a float. A division costs as much as ten products.
+// a few units in the last place of a float. Divisions are slower.
 template <class Arch, class Real>
 constexpr bool HAS_ESTIMATES =
     std::is_same_v<Real, float> &&
@@ -44,7 +44,7 @@ constexpr bool HAS_ESTIMATES =
 template <class Arch, class Real>
 struct Simd {
   using F = xsimd::batch<Real, Arch>;
-  // Its exponential is finite, and so is not too small the inverse of that.
+  // One over its exponential is still a normal number.
   static constexpr Real LARGEST_POWER = std::is_same_v<Real, float> ? 87 : 708;
   static constexpr Real LARGEST_TANH = std::is_same_v<Real, float> ? 10 : 20;  // tanh is 1 there
   static constexpr Real LARGEST = std::is_same_v<Real, float> ? 3e38 : 1e308;
@@ -145,7 +145,10 @@ struct Simd {
     return power * inverse(power + F(2));
   }
 
-  static F elu(F x) { return xsimd::select(x > F(0), x, expm1(xsimd::min(F(0), xsimd::max(F(-LARGEST_POWER), x)))); }
+  static F elu(F x) {
+    const F negative = xsimd::min(F(0), xsimd::max(F(-LARGEST_POWER), x));
+    return xsimd::select(x > F(0), x, expm1(negative));
+  }
 };
 
 template <class Real>

@@ -15,7 +15,7 @@ namespace hyperadam {
 // While it lives, this thread takes and makes 0 for numbers below the smallest normal one.
 //
 // A moment of a coordinate whose gradient has become 0 halves from step to step, and a processor
-// takes a hundred times as long for an operation on what is left of it. Beside the 1e-24 that is
+// takes many times as long for an operation on what is left of it. Beside the 1e-24 that is
 // added to every second moment it counts for nothing.
 class FlushToZero {
  public:
