@@ -125,12 +125,24 @@ def test_a_carry_keeps_its_numbers_through_all_that_follows(rule, differentiable
             sum(update.mean_N.sum() for update in updates).backward(retain_graph=True)
             go_on = differentiable.begin(theta, carry, 9)
             found.append(updates[-1].mean_N.detach().clone())
-        del start, updates  # what an unroll kept is free when it goes, but for its carry
-        start = go_on
     for name, value in carry.unpack().tensors().items():
         assert torch.equal(value, numbers[name]), name
     for other in found[1:]:
         assert torch.equal(other, found[0])
+
+
+def test_a_carry_taken_amid_an_unroll_outlives_it(rule, differentiable):
+    theta = theta_with_grad(rule, F64)
+    grads = torch.randn(3, 2, N, dtype=F64)
+    first = differentiable.begin(theta, differentiable.init_state(2, N, F64), 2)
+    first.step(grads[0])
+    carry = first.carry()
+    numbers = {name: value.clone() for name, value in carry.unpack().tensors().items()}
+    first.step(grads[1])
+    del first  # and with it what it kept
+    unroll(differentiable, theta, grads.flip(0))
+    for name, value in carry.unpack().tensors().items():
+        assert torch.equal(value, numbers[name]), name
 
 
 def test_the_kernel_and_the_reference_agree():
