@@ -131,9 +131,11 @@ def test_mlp_starts_as_the_papers_do():
 def test_mlp_loss_by_hand():
     task = digits_mlp(depth=2, activation="tanh")
     params = init(task)
-    images, labels = task.batch(0, 0)
-    assert images.dtype == torch.uint8
-    x = images.flatten(1).double().numpy() / 16
+    pixels, labels = task.batch(0, 0)
+    assert pixels.dtype == torch.float32
+    assert torch.equal(pixels, (16 * pixels).round() / 16)
+    assert float(pixels.max()) == 1
+    x = pixels.double().numpy()
     p = {name: value.double().numpy() for name, value in params.items()}
     import numpy as np
 
@@ -143,7 +145,7 @@ def test_mlp_loss_by_hand():
     expected = np.mean(
         np.log(np.exp(logits).sum(1)) - logits[np.arange(len(logits)), labels.numpy()]
     )
-    assert float(task.loss(params, (images, labels))) == pytest.approx(expected, rel=1e-5)
+    assert float(task.loss(params, (pixels, labels))) == pytest.approx(expected, rel=1e-5)
 
 
 def test_convex_term():

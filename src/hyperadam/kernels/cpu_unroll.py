@@ -1,8 +1,9 @@
 """The CPU kernel in meta-training: an unroll that keeps few states and recomputes the rest.
 
 A rule's state depends on theta and the gradients alone, so what backpropagation needs of it can be
-made again. An unroll of T steps keeps about sqrt(T) of its states; going back, it steps forward
-again from the last one kept, and the inside of each step is recomputed in C++, tile by tile.
+made again. An unroll of T steps keeps about sqrt(T) of its states and its last sqrt(T), with which
+the way back begins; for those between, it steps forward again from the last one kept. The inside
+of each step is recomputed in C++, tile by tile.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class Tape:
         self.kept: dict[int, Tensor] = {}
         """States before steps."""
         self.handed_out: set[int] = set()
-        """Addresses of states that are somebody else's too, as the first is."""
+        """Addresses of states that are somebody else's too."""
         self.spare: list[Tensor] = [] if spare is None else spare
         self.passes = CpuPasses(rule, theta, instruction_set=instruction_set)
         self.dtype = theta[THETA_ORDER[0]].dtype
@@ -65,15 +66,19 @@ class Tape:
             self.kappa_S = (1 / self.counts_S.clamp_min(1)).to(self.dtype)
         self.taken = taken
         self.every = max(1, math.isqrt(length))
+        self.all_from = (length - 1) // self.every * self.every
         self.squares: tuple[Tensor, Tensor] | None = None
         self.grads: list[Tensor] = []
         self.scales: list[tuple[Tensor, Tensor]] = []
         self.returned: int | None = None
 
     def __del__(self) -> None:
-        for index, tiles in self.kept.items():
-            if index > 0 and tiles.data_ptr() not in self.handed_out:
-                self.spare.append(tiles)
+        for tiles in self.kept.values():
+            self._done_with(tiles)
+
+    def _done_with(self, tiles: Tensor) -> None:
+        if tiles.data_ptr() not in self.handed_out:
+            self.spare.append(tiles)
 
     def _memory(self, like: Tensor) -> Tensor:
         """Tiles of any content; each pass over all parts writes all of them."""
@@ -98,6 +103,8 @@ class Tape:
     def forward(self, tiles: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """One more step: the state after it, mean and log-variance over all lanes."""
         passes, plan, index = self.passes, self.plan, len(self.grads)
+        if index == 0:
+            self.handed_out.add(tiles.data_ptr())
         steps_P, finite = self._steps(index), torch.tensor(True)
         x_SH, _ = passes.features(plan, steps_P, tiles, grad)
         if self.squares is None:
@@ -115,10 +122,10 @@ class Tape:
         self.grads.append(grad)
         self.scales.append((state_scale, adam_scale))
         # Detached: a tensor with a graph would hold the tape that holds the tensor.
-        if index % self.every == 0:
+        if index % self.every == 0 or index > self.all_from:
             self.kept[index] = tiles.detach()
-        elif tiles.data_ptr() not in self.handed_out:
-            self.spare.append(tiles.detach())
+        else:
+            self._done_with(tiles.detach())
         self.last = new_tiles.detach()
         return new_tiles, lanes.mean, lanes.log_var
 
@@ -128,12 +135,15 @@ class Tape:
 
     def _again(self, index: int, tiles: Tensor) -> Tensor:
         """The state after a step that was taken before."""
-        grad, steps_P, finite = self.grads[index], self._steps(index), torch.tensor(True)
-        state_scale, adam_scale = self.scales[index]
         new_tiles = self._memory(tiles)
-        self.passes.state_cell(self.plan, steps_P, tiles, new_tiles, grad, state_scale, finite)
-        self.passes.adam_cell(
-            self.plan, steps_P, tiles, new_tiles, self._lanes(grad), adam_scale, finite
+        self.passes.program.again(
+            self.plan,
+            self._steps(index),
+            tiles,
+            new_tiles,
+            self.grads[index],
+            *self.scales[index],
+            torch.get_num_threads(),
         )
         return new_tiles
 
@@ -183,8 +193,8 @@ class Tape:
             d_theta,
             torch.get_num_threads(),
         )
-        if (index + 1) % self.every != 0 and index + 1 in self.kept:  # made again, done with
-            self.spare.append(self.kept.pop(index + 1))
+        if (index + 1) % self.every != 0 and index + 1 in self.kept:
+            self._done_with(self.kept.pop(index + 1))
         self.returned = d_tiles.data_ptr()
         return d_tiles, d_theta
 

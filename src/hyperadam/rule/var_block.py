@@ -18,7 +18,7 @@ def var_block(h_NH: Tensor, weight_1H: Tensor, bias_1: Tensor) -> Tensor:
 
 def sample_update(mean_N: Tensor, log_var_N: Tensor, noise_N: Tensor) -> Tensor:
     """``d = mean + exp(log_var / 2) ε`` (docs/method.md, step 8)."""
-    return mean_N + torch.exp(log_var_N / 2) * noise_N
+    return mean_N + torch.exp(0.5 * log_var_N) * noise_N
 
 
 def kl_divergence(
@@ -41,7 +41,7 @@ def kl_divergence(
     """
     kl_N = (
         math.log(prior_scale + PRIOR_EPSILON)
-        - log_var_N / 2
+        - 0.5 * log_var_N
         + torch.exp(log_var_N) / (2 * prior_scale**2 + PRIOR_EPSILON)
         - 0.5
     )

@@ -58,28 +58,31 @@ class MLPTask:
         return params
 
     def batch(self, seed: int, step: int) -> Batch:
-        """Images (batch, height, width), uint8, and labels (batch,)."""
+        """Pixels (batch, height width) from 0 to 1, float32, and labels (batch,)."""
         labels = self.data.train_labels
         indices = batch_indices(len(labels), self.batch_size, seed, step)
-        return self.data.train_images[indices], labels[indices]
+        return self._pixels(self.data.train_images[indices]), labels[indices]
+
+    def _pixels(self, images: Tensor) -> Tensor:
+        return images.flatten(1).to(torch.float32) / self.data.max_value
 
     def loss(self, params: Params, batch: Batch) -> Tensor:
-        images, labels = batch
-        return F.cross_entropy(self._logits(params, images), labels)
+        pixels, labels = batch
+        return F.cross_entropy(self._logits(params, pixels), labels)
 
     def validate(self, params: Params) -> dict[str, float]:
         """``val_loss`` and ``val_accuracy`` (0 to 1)."""
         labels = self.data.val_labels
-        logits = self._logits(params, self.data.val_images)
+        logits = self._logits(params, self._pixels(self.data.val_images))
         accuracy = (logits.argmax(dim=1) == labels).double().mean()
         return {
             "val_loss": float(F.cross_entropy(logits, labels)),
             "val_accuracy": float(accuracy),
         }
 
-    def _logits(self, params: Params, images: Tensor) -> Tensor:
+    def _logits(self, params: Params, pixels: Tensor) -> Tensor:
         activation = ACTIVATIONS[self.activation]
-        x = images.flatten(1).to(params["linear1.weight"].dtype) / self.data.max_value
+        x = pixels.to(params["linear1.weight"].dtype)
         for layer in range(1, self.depth + 1):
             x = activation(
                 F.linear(x, params[f"linear{layer}.weight"], params[f"linear{layer}.bias"])

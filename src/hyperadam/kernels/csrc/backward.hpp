@@ -122,14 +122,14 @@ struct Backward {
 
   // J rows of outer, for V vectors of inputs.
   template <int J, int V>
-  static void outer_block(const Real* d_JT, const Real* in_TK, int stride, Real* sum) {
+  static void outer_block(const Real* d_JT, const Real* in_TK, int stride, int in_stride, Real* sum) {
     F total[J][V];
     for (int j = 0; j < J; ++j) {
       for (int v = 0; v < V; ++v) total[j][v] = at(sum + j * stride, v * LANES);
     }
     for (int lane = 0; lane < TILE; ++lane) {
       F in[V];
-      for (int v = 0; v < V; ++v) in[v] = at(in_TK + lane * stride, v * LANES);
+      for (int v = 0; v < V; ++v) in[v] = at(in_TK + lane * in_stride, v * LANES);
       for (int j = 0; j < J; ++j) {
         const F d(d_JT[j * TILE + lane]);
         for (int v = 0; v < V; ++v) total[j][v] = xsimd::fma(d, in[v], total[j][v]);
@@ -141,26 +141,30 @@ struct Backward {
   }
 
   template <int J>
-  static void outer_rows(const Real* d_JT, const Real* in_TK, int stride, Real* sum) {
+  static void outer_rows(const Real* d_JT, const Real* in_TK, int stride, int in_stride, Real* sum) {
     int k = 0;
     for (; k + 3 * LANES <= stride; k += 3 * LANES) {
-      outer_block<J, 3>(d_JT, in_TK + k, stride, sum + k);
+      outer_block<J, 3>(d_JT, in_TK + k, stride, in_stride, sum + k);
     }
     for (; k + 2 * LANES <= stride; k += 2 * LANES) {
-      outer_block<J, 2>(d_JT, in_TK + k, stride, sum + k);
+      outer_block<J, 2>(d_JT, in_TK + k, stride, in_stride, sum + k);
     }
-    for (; k < stride; k += LANES) outer_block<J, 1>(d_JT, in_TK + k, stride, sum + k);
+    for (; k < stride; k += LANES) {
+      outer_block<J, 1>(d_JT, in_TK + k, stride, in_stride, sum + k);
+    }
   }
 
-  // sum_JK += d_JT in_TK; `outputs` is a multiple of 4 and `stride` of the vector's length.
-  static void outer(const Real* d_JT, int outputs, const Real* in_TK, int stride, Real* sum_JK) {
+  // sum_JK += d_JT in_TK, for `stride` columns of in_TK, whose rows are `in_stride` long. `outputs`
+  // is a multiple of 4 and both strides of the vector's length.
+  static void outer(const Real* d_JT, int outputs, const Real* in_TK, int stride, int in_stride,
+                    Real* sum_JK) {
     constexpr int J = Blocking<Arch>::OUTER_ROWS;
     int j = 0;
     for (; j + J <= outputs; j += J) {
-      outer_rows<J>(d_JT + j * TILE, in_TK, stride, sum_JK + j * stride);
+      outer_rows<J>(d_JT + j * TILE, in_TK, stride, in_stride, sum_JK + j * stride);
     }
     for (; j < outputs; j += 4) {
-      outer_rows<4>(d_JT + j * TILE, in_TK, stride, sum_JK + j * stride);
+      outer_rows<4>(d_JT + j * TILE, in_TK, stride, in_stride, sum_JK + j * stride);
     }
   }
 
@@ -180,7 +184,7 @@ struct Backward {
   }
 
   static constexpr int MAX_WIDE = 2 * MAX_CHANNELS + 1 + LANES;
-  static constexpr int MAX_NARROW = MAX_CHANNELS + 1 + LANES;
+  static constexpr int MAX_NARROW = MAX_CHANNELS + 1 + 2 * LANES;
   static constexpr int MAX_SHORT = 2 * MAX_DECAYS + 1 + LANES;
 
   static F incoming(const Real* tile, int row, int lane) {
@@ -196,7 +200,7 @@ struct Backward {
     const int channels = config.channels;
     for (int lane = 0; lane < TILE; lane += BLOCK) {
       F outputs[3][G][VECTORS];
-      Pass::template adam_outputs<G>(weights, channels, inputs_CT, lane, outputs);
+      Pass::adam_outputs(weights, channels, inputs_CT, lane, outputs);
       for (int v = 0; v < VECTORS; ++v) {
         const int x = lane + v * LANES;
         const F g = at(grad, x), d_mean_v = at(d_mean, x);
@@ -311,10 +315,9 @@ struct Backward {
         }
       }
       transpose(inputs_CT, inputs, layout.wide(), in_TK);
-      outer(d_z_JT, ThetaGradient::up(inputs, 4), in_TK, layout.wide(), rates_sum);
-      transpose(inputs_CT + channels * TILE, channels, layout.narrow(), in_TK);
-      outer(d_z_JT + inputs * TILE, ThetaGradient::up(channels + 1, 4), in_TK, layout.narrow(),
-            post_sum);
+      outer(d_z_JT, ThetaGradient::up(inputs, 4), in_TK, layout.wide(), layout.wide(), rates_sum);
+      outer(d_z_JT + inputs * TILE, ThetaGradient::up(channels + 1, 4), in_TK + layout.skip(),
+            layout.narrow(), layout.wide(), post_sum);
     }
     total_lanes(sums_CT, inputs, job.sums_C + index * inputs);
     const Real* scale = job.adam_scale_SC + chunk.segment * inputs;
@@ -430,7 +433,7 @@ struct Backward {
         }
       }
       transpose(inputs_CT, inputs, layout.wide(), in_TK);
-      outer(d_z_JT, 4 * channels, in_TK, layout.wide(), gates_sum);
+      outer(d_z_JT, 4 * channels, in_TK, layout.wide(), layout.wide(), gates_sum);
     }
     total_lanes(sums_CT, inputs, job.sums_C + index * inputs);
     add_scaled(gates_sum, 4 * channels, layout.wide(), job.state_scale_SC + chunk.segment * inputs,
@@ -477,7 +480,7 @@ struct Backward {
         }
       }
       transpose(features_FT, width, layout.short_(), in_TK);
-      outer(d_z_HT, ThetaGradient::up(channels, 4), in_TK, layout.short_(), sum);
+      outer(d_z_HT, ThetaGradient::up(channels, 4), in_TK, layout.short_(), layout.short_(), sum);
     }
     add_scaled(sum, channels, layout.short_(), nullptr, 0, group + layout.pre());
   }

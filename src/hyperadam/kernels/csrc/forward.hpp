@@ -258,11 +258,14 @@ struct Forward {
         state_group<1>(config, packed, inputs_CT, channel, tile, next, words);
         packed += 4 * (2 * channels + 1);
       }
+      if (job.sums_H == nullptr) continue;
       const std::int64_t valid = chunk.valid - t * TILE;
       add_squares<Arch, Real>(next + config.row_h() * TILE, channels,
                         static_cast<int>(valid < TILE ? valid : TILE), sums_HT);
     }
-    total_lanes(sums_HT, channels, job.sums_H + index * channels);
+    if (job.sums_H != nullptr) {
+      total_lanes(sums_HT, channels, job.sums_H + index * channels);
+    }
   }
 
   static void copy_rows(const Storage* rows, int count, Real* out) {
@@ -273,24 +276,26 @@ struct Forward {
     }
   }
 
-  // The Adam cell's two rates and the weight cell's output of G channels, in registers.
-  template <int G>
+  // The Adam cell's two rates of G channels and, with Q = 3, the weight cell's output, in registers.
+  template <int Q, int G>
   static void adam_outputs(const Real* weights, int channels, const Real* inputs_CT, int lane,
-                           F (&outputs)[3][G][VECTORS]) {
-    for (int q = 0; q < 3; ++q) {
+                           F (&outputs)[Q][G][VECTORS]) {
+    for (int q = 0; q < Q; ++q) {
       for (int g = 0; g < G; ++g) {
         for (int v = 0; v < VECTORS; ++v) outputs[q][g][v] = F(weights[q * G + g]);
       }
     }
     weights += 3 * G;
-    multiply<2, G>(weights, channels, inputs_CT, lane, outputs);
-    multiply<3, G>(weights + 2 * G * channels, channels, inputs_CT + channels * TILE, lane, outputs);
+    multiply<2, 2 * G, G>(weights, channels, inputs_CT, lane, outputs);
+    multiply<Q, 3 * G, G>(weights + 2 * G * channels, channels, inputs_CT + channels * TILE, lane,
+                          outputs);
   }
 
-  template <int Q, int G>
+  // Adds the first Q outputs' products; an input's weights are STRIDE numbers from the next one's.
+  template <int Q, int STRIDE, int G>
   static void multiply(const Real* weights, int inputs, const Real* inputs_CT, int lane,
-                       F (&outputs)[3][G][VECTORS]) {
-    for (int k = 0; k < inputs; ++k, weights += Q * G) {
+                       F (*outputs)[G][VECTORS]) {
+    for (int k = 0; k < inputs; ++k, weights += STRIDE) {
       F input[VECTORS];
       for (int v = 0; v < VECTORS; ++v) {
         input[v] = F::load_aligned(inputs_CT + k * TILE + lane + v * LANES);
@@ -306,14 +311,15 @@ struct Forward {
     }
   }
 
-  template <int G>
+  // New moments of G channels; with UPDATE, their candidates' share of the mean too.
+  template <int G, bool UPDATE>
   static void adam_group(const Config& config, const Real* weights, const Real* inputs_CT,
                          const Real* grad, int channel, const Storage* tile, Storage* next,
                          const std::uint32_t* words, Real* mean) {
     const F epsilon(1e-24), to_bound(config.bound > 0 ? 1 / config.bound : 0);
     for (int lane = 0; lane < TILE; lane += BLOCK) {
-      F outputs[3][G][VECTORS];
-      adam_outputs<G>(weights, config.channels, inputs_CT, lane, outputs);
+      F outputs[UPDATE ? 3 : 2][G][VECTORS];
+      adam_outputs(weights, config.channels, inputs_CT, lane, outputs);
       for (int v = 0; v < VECTORS; ++v) {
         const int at = lane + v * LANES;
         const F gradient = F::load_unaligned(grad + at);
@@ -333,20 +339,36 @@ struct Forward {
           const F v2 = update(config.row_v(), gamma, take_v * (gradient * gradient));
           const F m_corr = update(config.row_m_corr(), beta, take_m);
           const F v_corr = update(config.row_v_corr(), gamma, take_v);
-          const F v_hat = xsimd::min(F(S::LARGEST), v2 * S::inverse(v_corr + epsilon));
-          F a = m * S::inverse(m_corr + epsilon) * S::inverse_root(v_hat + epsilon);
-          if (config.bound > 0) a = F(config.bound) * S::tanh(a * to_bound);
-          total = xsimd::fma(S::elu(outputs[2][g][v]), a, total);
+          if constexpr (UPDATE) {
+            const F v_hat = xsimd::min(F(S::LARGEST), v2 * S::inverse(v_corr + epsilon));
+            F a = m * S::inverse(m_corr + epsilon) * S::inverse_root(v_hat + epsilon);
+            if (config.bound > 0) a = F(config.bound) * S::tanh(a * to_bound);
+            total = xsimd::fma(S::elu(outputs[2][g][v]), a, total);
+          }
         }
         total.store_aligned(mean + at);
       }
     }
   }
 
+  template <bool UPDATE>
+  static void adam_groups(const Config& config, const Real* weights, const Real* inputs_CT,
+                          const Real* grad, const Storage* tile, Storage* next,
+                          const std::uint32_t* words, Real* mean) {
+    constexpr int G = Blocking<Arch>::ADAM_CHANNELS;
+    const int channels = config.channels;
+    int channel = 0;
+    for (; channel + G <= channels; channel += G, weights += G * (5 * channels + 3)) {
+      adam_group<G, UPDATE>(config, weights, inputs_CT, grad, channel, tile, next, words, mean);
+    }
+    for (; channel < channels; ++channel, weights += 5 * channels + 3) {
+      adam_group<1, UPDATE>(config, weights, inputs_CT, grad, channel, tile, next, words, mean);
+    }
+  }
+
   // Third pass: m, v and their corrections, the update's distribution and a sample of it.
   static void adam_chunk(const Config& config, const Theta<Real>& theta, const AdamCell<Real>& job,
                          const Chunk& chunk, std::int64_t index) {
-    constexpr int G = Blocking<Arch>::ADAM_CHANNELS;
     const int channels = config.channels;
     const Real* weights = job.weights + chunk.segment * packed_adam_cell_size(config);
     alignas(64) Real inputs_CT[2 * MAX_CHANNELS * TILE];  // m before the step, and h
@@ -370,23 +392,20 @@ struct Forward {
       copy_rows(tile + config.row_m() * TILE, channels, inputs_CT);
       copy_rows(next + config.row_h() * TILE, channels, inputs_CT + channels * TILE);
       alignas(64) Real mean[TILE] = {};
-      const Real* packed = weights;
-      int channel = 0;
-      for (; channel + G <= channels; channel += G) {
-        adam_group<G>(config, packed, inputs_CT, job.grad + at, channel, tile, next, words, mean);
-        packed += G * (5 * channels + 3);
+      if (job.mean == nullptr) {
+        adam_groups<false>(config, weights, inputs_CT, job.grad + at, tile, next, words, mean);
+        continue;
       }
-      for (; channel < channels; ++channel) {
-        adam_group<1>(config, packed, inputs_CT, job.grad + at, channel, tile, next, words, mean);
-        packed += 5 * channels + 3;
-      }
+      adam_groups<true>(config, weights, inputs_CT, job.grad + at, tile, next, words, mean);
       finish(config, theta, job, chunk, t, inputs_CT + channels * TILE, mean,
              sample ? noise + t * TILE : nullptr);
       const std::int64_t valid = chunk.valid - t * TILE;
       add_squares<Arch, Real>(next + config.row_m() * TILE, channels,
                         static_cast<int>(valid < TILE ? valid : TILE), sums_HT);
     }
-    total_lanes(sums_HT, channels, job.sums_H + index * channels);
+    if (job.sums_H != nullptr) {
+      total_lanes(sums_HT, channels, job.sums_H + index * channels);
+    }
   }
 
   // VarBlock and sample of a tile; without noise, the mean.

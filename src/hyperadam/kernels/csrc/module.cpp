@@ -252,6 +252,33 @@ class Program {
     add_up(chunks, partial, sums_SH, width());
   }
 
+  // The state after a step whose scales are known, and no update: what state_cell and adam_cell make
+  // of it, bit for bit.
+  void again(const Plan& plan, const Vector<const std::int64_t>& steps_P,
+             const Array<const Real>& state, const Array<Real>& new_state,
+             const Vector<const Real>& grad, const Matrix<const Real>& state_scale_SC,
+             const Matrix<const Real>& adam_scale_SC, int threads) const {
+    require(!bfloat16_, "states of bfloat16 are not made again");
+    check_numbers(plan, state.size());
+    check_numbers(plan, new_state.size());
+    check_vector(plan, grad.shape(0));
+    check_scale(plan, state_scale_SC);
+    check_scale(plan, adam_scale_SC);
+    const std::vector<Chunk> chunks = plan.chunks(steps_P);
+    nb::gil_scoped_release release;
+    const std::vector<Real> state_weights = pack(plan, state_scale_SC, kernels_.state_cell);
+    const std::vector<Real> adam_weights = pack(plan, adam_scale_SC, kernels_.adam_cell);
+    const StateCell<Real> state_job{state.data(), new_state.data(), grad.data(),
+                                    state_weights.data(), nullptr};
+    const AdamCell<Real> adam_job{state.data(), new_state.data(), grad.data(), adam_weights.data(),
+                                  nullptr,      nullptr,          nullptr,     nullptr};
+    parallel_for(static_cast<std::int64_t>(chunks.size()), threads, [&](std::int64_t index) {
+      const Chunk& chunk = chunks[static_cast<std::size_t>(index)];
+      passes().state_cell(config_, theta_, state_job, chunk, index);
+      passes().adam_cell(config_, theta_, adam_job, chunk, index);
+    });
+  }
+
   // The gradient of a meta-loss with respect to theta (in its order, flat) and to the state before the
   // step, from those with respect to the update and the state after it. `scales` are of [x, h] and of
   // [m, h]; `kappa_S` is 1, or one over the coordinates where norms are means.
@@ -264,11 +291,10 @@ class Program {
                 const std::optional<Array<const Real>>& d_new_state,
                 const Array<Real>& d_state, const Vector<Real>& d_theta, int threads) const {
     require(!bfloat16_, "the backward passes take states of float32");
-    const std::size_t numbers =
-        static_cast<std::size_t>(plan.tiles()) * static_cast<std::size_t>(config_.rows()) * TILE;
-    require(state.size() >= numbers && new_state.size() >= numbers && d_state.size() >= numbers &&
-                (!d_new_state || d_new_state->size() >= numbers),
-            "the state has too few tiles");
+    check_numbers(plan, state.size());
+    check_numbers(plan, new_state.size());
+    check_numbers(plan, d_state.size());
+    if (d_new_state) check_numbers(plan, d_new_state->size());
     check_vector(plan, grad.shape(0));
     check_vector(plan, d_mean.shape(0));
     require(d_log_var.has_value() == config_.var_block, "log_var goes with a VarBlock");
@@ -367,11 +393,10 @@ class Program {
           lstm + 8 * channels * channels);
     unpad(sums.data() + layout.adam(), 2 * channels, 2 * channels, layout.wide(), adam,
           adam + 4 * channels * channels);
-    unpad(sums.data() + layout.post(), channels, channels, layout.narrow(), post,
-          post + channels * channels);
+    const Real* of_h = sums.data() + layout.post() + channels - layout.skip();
+    unpad(of_h, channels, channels, layout.narrow(), post, post + channels * channels);
     if (config_.var_block) {
-      unpad(sums.data() + layout.post() + channels * layout.narrow(), 1, channels, layout.narrow(),
-            var, var + channels);
+      unpad(of_h + channels * layout.narrow(), 1, channels, layout.narrow(), var, var + channels);
     }
   }
 
@@ -387,6 +412,11 @@ class Program {
     const std::size_t number = bfloat16_ ? 2 : sizeof(Real);
     const std::size_t tile = static_cast<std::size_t>(config_.rows()) * TILE * number;
     require(state.size() >= static_cast<std::size_t>(plan.tiles()) * tile,
+            "the state has too few tiles");
+  }
+
+  void check_numbers(const Plan& plan, std::size_t size) const {
+    require(size >= static_cast<std::size_t>(plan.tiles() * config_.rows() * TILE),
             "the state has too few tiles");
   }
 
@@ -455,6 +485,7 @@ void bind_program(nb::module_& module, const char* name) {
            nb::arg("new_state"), nb::arg("grad"), nb::arg("scale"), nb::arg("sums"),
            nb::arg("mean"), nb::arg("log_var").none(), nb::arg("direction").none(),
            nb::arg("threads"))
+      .def("again", &P::again)
       .def("backward", &P::backward, nb::arg("plan"), nb::arg("steps"), nb::arg("state"),
            nb::arg("new_state"), nb::arg("grad"), nb::arg("state_scale"), nb::arg("adam_scale"),
            nb::arg("kappa"), nb::arg("d_mean"), nb::arg("d_log_var").none(),

@@ -84,7 +84,7 @@ struct StateCell {
   void* new_state;
   const Real* grad;
   const Real* weights;  // of each segment, packed by pack_state_cell
-  double* sums_H;        // of the new h squared, per chunk
+  double* sums_H;        // of the new h squared, per chunk; null: not wanted
 };
 
 template <class Real>
@@ -94,7 +94,7 @@ struct AdamCell {
   const Real* grad;
   const Real* weights;  // of each segment, packed by pack_adam_cell
   double* sums_H;        // of the new m squared, per chunk
-  Real* mean;
+  Real* mean;       // null: the new state is wanted, and no update
   Real* log_var;    // null without a VarBlock
   Real* direction;  // null: not wanted
 };
@@ -129,7 +129,8 @@ struct BackwardJob {
 };
 
 // Where the gradients of a group of chunks lie: matrices whose rows are outputs and whose columns are
-// inputs, then the bias; padded to whole vectors.
+// inputs, then the bias; padded to whole vectors. The candidates' weights (post) read [h] alone, and
+// share the other cells' [m, h] but for whole vectors of m.
 struct ThetaGradient {
   int lanes;
   int channels;
@@ -138,7 +139,8 @@ struct ThetaGradient {
 
   static int up(int value, int step) { return (value + step - 1) / step * step; }
   int wide() const { return up(2 * channels + 1, lanes); }
-  int narrow() const { return up(channels + 1, lanes); }
+  int skip() const { return channels / lanes * lanes; }      // of wide's columns, before those of h
+  int narrow() const { return wide() - skip(); }             // the rest: some of m, h, the bias
   int short_() const { return up(features + 1, lanes); }
   int lstm() const { return 0; }
   int adam() const { return lstm() + 4 * channels * wide(); }
