@@ -16,9 +16,8 @@ from benchmarks.report import number, table
 from benchmarks.resnet import resnet20_shapes
 from benchmarks.textbook import TextbookOptimizer, Variant
 from hyperadam import VariationalHyperAdam, load_weights
-from hyperadam.errors import ConfigError
 from hyperadam.estimate import STATE_DTYPES, free_memory, memory_estimate
-from hyperadam.kernels import BACKENDS, choose_backend
+from hyperadam.kernels import choose_backend
 from hyperadam.rule import VariationalHyperAdamRule
 
 SIZES = {"16k": 16_000, "160k": 160_000, "1M": 1_000_000, "4M": 4_000_000, "16M": 16_000_000}
@@ -83,17 +82,9 @@ def ours_name(backend: str, state_dtype: str) -> str:
 def available_backends(
     wanted: str, rule: VariationalHyperAdamRule, device: torch.device
 ) -> list[str]:
-    """The backend that is wanted, then the other kernels that can serve; the reference apart."""
-    first = choose_backend(wanted, rule, torch.float32, device)
-    names = [first]
-    for name in BACKENDS:
-        if name in ("auto", "reference", first):
-            continue
-        try:
-            names.append(choose_backend(name, rule, torch.float32, device))
-        except ConfigError as error:
-            print(f"left out: {error}")
-    return names
+    """The backend that is wanted, then the device's own where that is another."""
+    chosen = (choose_backend(name, rule, torch.float32, device) for name in (wanted, "auto"))
+    return list(dict.fromkeys(chosen))
 
 
 def programs(case: Case, backends: Sequence[str], device: torch.device) -> list[Program]:

@@ -198,20 +198,30 @@ def test_nothing_holds_an_unroll():
         gc.enable()
 
 
-def test_states_kept_are_few():
+@pytest.mark.parametrize(("length", "most"), [(1, 2), (2, 3), (6, 4), (7, 5), (20, 7), (100, 15)])
+def test_states_kept_are_few(length, most):
     rule = RULES["bounded"]
-    problem = Unrolled(rule, tasks=1, count=40, length=20)
+    problem = Unrolled(rule, tasks=1, count=40, length=length)
     theta = leaf(random_theta(rule))
-    tape = Tape(rule, theta, problem.parts, 0, 20)
+    tape = Tape(rule, theta, problem.parts, 0, length)
     tiles = problem.tiles(torch.float64)
-    for _ in range(20):
+    for _ in range(length):
         tiles, _, _ = tape.forward(tiles, torch.zeros(64, dtype=torch.float64))
-    assert len(tape.kept) == 8  # every fourth, and the last four
-    most = 0
-    for index in reversed(range(20)):
+        assert len(tape.kept) <= most
+    assert len(tape.kept) == min(most, length)
+    made, again = 0, tape._again
+
+    def count(*arguments):
+        nonlocal made
+        made += 1
+        return again(*arguments)
+
+    tape._again = count
+    for index in reversed(range(length)):
+        kept = set(tape.kept)
         tape.backward(index, tiles, None, None)
-        most = max(most, len(tape.kept))
-    assert most <= 8
+        assert len(kept | set(tape.kept)) <= most
+    assert made == max(0, length - most)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -228,11 +238,11 @@ def test_a_state_made_again_has_its_bits(dtype):
         for part in problem.parts:
             grad[part.lanes.stop : part.tiles.stop * 32] = 0
         tiles, _, _ = tape.forward(tiles, grad)
-    assert 6 not in tape.kept
-    made = tape._state(7)
+    assert not {7, 8, 9} & set(tape.kept)
+    made = tape._state(9)
     for part in problem.parts:
         fields, expected = (
-            tape.passes.layout.unpack(each[part.tiles], part.count) for each in (made, seen[7])
+            tape.passes.layout.unpack(each[part.tiles], part.count) for each in (made, seen[9])
         )
         for name, value in fields.items():
             assert torch.equal(value, expected[name]), name

@@ -7,7 +7,14 @@ import torch
 
 from conftest import random_theta
 from hyperadam.errors import ConfigError
-from hyperadam.kernels import choose_backend, cpu, dispatch, tiled_rule
+from hyperadam.kernels import (
+    choose_backend,
+    cpu,
+    differentiable_rule,
+    dispatch,
+    tiled_rule,
+    triton,
+)
 from hyperadam.kernels.fused import FusedTiledRule
 from hyperadam.kernels.tiled import ReferenceTiledRule
 from hyperadam.rule import RULES, HyperAdamRule, VariationalHyperAdamRule
@@ -70,6 +77,41 @@ def test_the_reference_serves_all():
 def test_a_backend_is_refused_on_another_device():
     with pytest.raises(ConfigError, match="runs on the CPU, not on cuda"):
         choose("cpu", VariationalHyperAdamRule(), device=torch.device("cuda"))
+
+
+def test_a_gpu_has_the_triton_kernel(monkeypatch):
+    cuda = torch.device("cuda")
+    monkeypatch.setattr(triton.importlib.util, "find_spec", lambda name: name == "triton")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for backend in ("auto", "triton"):
+            assert choose(backend, VariationalHyperAdamRule(), device=cuda) == "triton"
+    with pytest.raises(ConfigError, match="at most 32 channels, not 33"):
+        choose("triton", VariationalHyperAdamRule(channels=33), device=cuda)
+    with pytest.warns(RuntimeWarning, match="slower than the triton kernel: .* in float32, not"):
+        assert choose("auto", VariationalHyperAdamRule(), torch.float64, cuda) == "reference"
+
+
+def test_a_gpu_without_triton(monkeypatch):
+    cuda = torch.device("cuda")
+    monkeypatch.setattr(triton.importlib.util, "find_spec", lambda name: None)
+    with pytest.warns(
+        RuntimeWarning, match=r"reference backend.*pip install 'hyperadam\[triton\]'"
+    ):
+        assert choose("auto", VariationalHyperAdamRule(), device=cuda) == "reference"
+    with pytest.raises(ConfigError, match="backend 'triton' can't serve: Triton is not installed"):
+        choose("triton", VariationalHyperAdamRule(), device=cuda)
+
+
+def test_triton_needs_a_gpu(monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    with pytest.raises(ConfigError, match="backend 'triton' can't serve: it needs a CUDA device"):
+        choose("triton", VariationalHyperAdamRule())
+
+
+def test_meta_training_has_no_triton_kernel():
+    with pytest.raises(ConfigError, match="'triton' can't serve: it has no backward pass"):
+        differentiable_rule(VariationalHyperAdamRule(), "triton")
 
 
 def test_tiled_rule_of_each_backend():

@@ -18,7 +18,9 @@ from hyperadam.rule import VariationalHyperAdamRule, standard_normal
 CUDA = torch.device("cuda")
 
 pytestmark = pytest.mark.skipif(
-    not torch.cuda.is_available() or kernel.why_not(CUDA) is not None or kernel.interpreted(),
+    not torch.cuda.is_available()
+    or kernel.why_not(CUDA, torch.float32) is not None
+    or kernel.interpreted(),
     reason="needs a GPU and Triton, not interpreted",
 )
 

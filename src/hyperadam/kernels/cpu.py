@@ -35,8 +35,12 @@ THETA_ORDER = (
 )
 
 
-def why_not() -> str | None:
-    """Why the kernel is not there; None where it is."""
+def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why the kernel can't compute in ``dtype`` on ``device``; None where it can."""
+    if device.type != "cpu":
+        return f"it runs on the CPU, not on {device}"
+    if dtype not in (torch.float32, torch.float64):
+        return f"it computes in float32 or float64, not in {str(dtype).removeprefix('torch.')}"
     return _reason
 
 

@@ -1,15 +1,13 @@
 """The CPU kernel in meta-training: an unroll that keeps few states and recomputes the rest.
 
 A rule's state depends on theta and the gradients alone, so what backpropagation needs of it can be
-made again. An unroll of T steps keeps about sqrt(T) of its states and its last sqrt(T), with which
-the way back begins; for those between, it steps forward again from the last one kept. The inside
-of each step is recomputed in C++, tile by tile.
+made again. An unroll of T steps keeps about sqrt(2 T) of its states; going back, it steps forward
+again from the last one kept. The inside of each step is recomputed in C++, tile by tile.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,6 +22,27 @@ from hyperadam.kernels.tiled import Lanes
 from hyperadam.kernels.tiles import TILE, Part, TileLayout, lay_out
 from hyperadam.rule import RuleState, Theta, UpdateDistribution, VariationalHyperAdamRule
 from hyperadam.rule.features import MOMENT_EPSILON
+
+
+def states_to_keep(length: int) -> set[int]:
+    """Steps whose states before them are kept, such that no more are there at any time going back.
+
+    With M of them there is room for M - 1 steps made again behind the first, M - 2 behind the
+    second and so on, so M (M - 1) / 2 steps at most; what is left goes to the last steps, which
+    then need not be made again.
+    """
+    slots = 1
+    while slots * (slots - 1) // 2 < length:
+        slots += 1
+    keep, start = set(), 0
+    for stretch in range(slots - 1, 0, -1):
+        if start < length:
+            keep.add(start)
+            start += stretch
+    for step in reversed(range(length)):
+        if len(keep) < slots:
+            keep.add(step)
+    return keep
 
 
 class Tape:
@@ -65,8 +84,7 @@ class Tape:
         if rule.column_norm == "rms":
             self.kappa_S = (1 / self.counts_S.clamp_min(1)).to(self.dtype)
         self.taken = taken
-        self.every = max(1, math.isqrt(length))
-        self.all_from = (length - 1) // self.every * self.every
+        self.keep = states_to_keep(length)
         self.squares: tuple[Tensor, Tensor] | None = None
         self.grads: list[Tensor] = []
         self.scales: list[tuple[Tensor, Tensor]] = []
@@ -122,7 +140,7 @@ class Tape:
         self.grads.append(grad)
         self.scales.append((state_scale, adam_scale))
         # Detached: a tensor with a graph would hold the tape that holds the tensor.
-        if index % self.every == 0 or index > self.all_from:
+        if index in self.keep:
             self.kept[index] = tiles.detach()
         else:
             self._done_with(tiles.detach())
@@ -151,10 +169,9 @@ class Tape:
         """The state before a step, made from the last one kept where it is not there."""
         if index == len(self.grads):
             return self.last
-        start = index - index % self.every
+        start = max(kept for kept in self.kept if kept <= index)
         for step in range(start, index):
-            if step + 1 not in self.kept:
-                self.kept[step + 1] = self._again(step, self.kept[step])
+            self.kept[step + 1] = self._again(step, self.kept[step])
         return self.kept[index]
 
     def backward(
@@ -193,7 +210,7 @@ class Tape:
             d_theta,
             torch.get_num_threads(),
         )
-        if (index + 1) % self.every != 0 and index + 1 in self.kept:
+        if index + 1 in self.kept:
             self._done_with(self.kept.pop(index + 1))
         self.returned = d_tiles.data_ptr()
         return d_tiles, d_theta

@@ -8,14 +8,14 @@ from typing import Literal
 import torch
 
 from hyperadam.errors import ConfigError, unknown_name
-from hyperadam.kernels import cpu, fused
+from hyperadam.kernels import cpu, fused, triton
 from hyperadam.kernels.cpu_unroll import CpuRule
 from hyperadam.kernels.differentiable import DifferentiableRule, ReferenceRule
 from hyperadam.kernels.tiled import ReferenceTiledRule, TiledRule
 from hyperadam.rule import Rule, Theta, VariationalHyperAdamRule
 
-Backend = Literal["auto", "reference", "cpu"]
-BACKENDS: tuple[Backend, ...] = ("auto", "reference", "cpu")
+Backend = Literal["auto", "reference", "cpu", "triton"]
+BACKENDS: tuple[Backend, ...] = ("auto", "reference", "cpu", "triton")
 
 _told: set[str] = set()
 
@@ -31,11 +31,8 @@ def why_not(backend: str, rule: Rule, dtype: torch.dtype, device: torch.device) 
     """
     if backend == "reference":
         return None
-    if device.type != "cpu":
-        return f"it runs on the CPU, not on {device}"
-    if dtype not in (torch.float32, torch.float64):
-        return f"it computes in float32 or float64, not in {str(dtype).removeprefix('torch.')}"
-    return fused.why_not(rule) or cpu.why_not()
+    kernel = triton if backend == "triton" else cpu
+    return kernel.why_not(device, dtype) or fused.why_not(rule)
 
 
 def choose_backend(backend: str, rule: Rule, dtype: torch.dtype, device: torch.device) -> str:
@@ -51,7 +48,7 @@ def choose_backend(backend: str, rule: Rule, dtype: torch.dtype, device: torch.d
     """
     if backend not in BACKENDS:
         raise ConfigError(unknown_name("backend", backend, BACKENDS))
-    kernel = "cpu"
+    kernel = "triton" if device.type == "cuda" else "cpu"
     reason = why_not(kernel if backend == "auto" else backend, rule, dtype, device)
     if backend != "auto":
         if reason is not None:
@@ -93,7 +90,8 @@ def tiled_rule(
     if chosen == "reference":
         return ReferenceTiledRule(rule, theta)
     assert isinstance(rule, VariationalHyperAdamRule)
-    return fused.FusedTiledRule(cpu.CpuPasses(rule, theta, state_dtype))
+    passes = triton.TritonPasses if chosen == "triton" else cpu.CpuPasses
+    return fused.FusedTiledRule(passes(rule, theta, state_dtype))
 
 
 def differentiable_rule(rule: Rule, backend: str = "auto") -> DifferentiableRule:
@@ -106,6 +104,8 @@ def differentiable_rule(rule: Rule, backend: str = "auto") -> DifferentiableRule
     Raises:
         ConfigError: an unknown backend, or one that can't serve.
     """
+    if backend == "triton":
+        raise ConfigError("backend 'triton' can't serve: it has no backward pass")
     if choose_backend(backend, rule, torch.float32, torch.device("cpu")) == "reference":
         return ReferenceRule(rule)
     assert isinstance(rule, VariationalHyperAdamRule)

@@ -162,10 +162,8 @@ class FusedTiledRule(TiledRule):
         h_SH = passes.state_cell(plan, steps_P, tiles, tiles, lanes.grad, scale, finite)
         scale = column_scales(torch.cat([old_m_SH, h_SH], -1), counts_S, passes.rule, dtype, reduce)
         m_SH = passes.adam_cell(plan, steps_P, tiles, tiles, lanes, scale, finite)
-        state.squares = (h_SH, m_SH)
-        if finite.device.type != "cpu":  # not known here: the old sums stay where it is False
-            state.squares = (
-                torch.where(finite, h_SH, old_h_SH),
-                torch.where(finite, m_SH, old_m_SH),
-            )
+        # In their place, so that a CUDA graph's next replay finds them; where the gradient is not
+        # finite, which is not known here on a GPU, the old sums stay.
+        old_h_SH.copy_(torch.where(finite, h_SH, old_h_SH))
+        old_m_SH.copy_(torch.where(finite, m_SH, old_m_SH))
         return finite

@@ -35,14 +35,14 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
 
 
-def why_not(device: torch.device, dtype: torch.dtype = torch.float32) -> str | None:
+def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
     """Why the kernel can't compute in ``dtype`` on ``device``; None where it can."""
-    if importlib.util.find_spec("triton") is None:
-        return "Triton is not installed"
     if device.type != "cuda" and not (device.type == "cpu" and interpreted()):
-        return f"Triton needs a CUDA device, not {device}"
+        return f"it needs a CUDA device, not {device}"
     if dtype != torch.float32:
-        return f"the Triton kernel computes in float32, not {dtype}"
+        return f"it computes in float32, not in {str(dtype).removeprefix('torch.')}"
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed: pip install 'hyperadam[triton]'"
     return None
 
 

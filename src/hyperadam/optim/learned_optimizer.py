@@ -102,7 +102,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         self.nonfinite = nonfinite
         self.backend = backend
         self.state_dtype = state_dtype
-        self._skipped = torch.zeros((), dtype=torch.int64)
+        self._skipped = torch.zeros((), dtype=torch.int64)  # on the parameters' device
         self._arena: Arena | None = None
         defaults = {
             "lr": weights.lr if lr is None else lr,
@@ -247,6 +247,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 arena.load(number, named(saved, param, arena.layout))
                 self.state[param] = arena.entry(number)
         self._arena, self._tiled_rule = arena, tiled
+        self._skipped = self._skipped.to(device)
         self._parts_key: tuple[Any, ...] = ()
         self._stepped: set[Tensor] = set()
 
@@ -313,21 +314,20 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 self._skip()
                 return
         else:  # without waiting for the device: a direction of 0 where the gradient is not finite
-            self._skipped = self._skipped.to(finite.device) + ~finite
+            self._skipped += ~finite
             arena.lanes.grad.masked_fill_(~finite, 0)
         for param in new:
             self.state[param] = arena.entry(arena.index[param])
         arena.steps_P.index_add_(0, self._active_numbers, finite.to(torch.int64).expand(len(parts)))
-        for each, direction in zip(active, directions, strict=True):
-            self._move(each, direction, finite)
+        self._move(active, directions, finite)
         self._stepped.update(each.key for each in active)
 
     @staticmethod
     def _gather(active: list[_Active], lanes: list[Tensor]) -> None:
         """The gradients to descend, with the L2 penalty's where that is asked for."""
+        grads = [each.key.grad for each in active]
+        torch._foreach_copy_(lanes, [as_real(grad) for grad in grads if grad is not None])
         for each, lane in zip(active, lanes, strict=True):
-            assert each.key.grad is not None
-            lane.copy_(as_real(each.key.grad))
             if each.group["maximize"]:
                 lane.neg_()
             decay = each.group["weight_decay"]
@@ -335,17 +335,24 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 lane.add_(as_real(each.key) * decay)
 
     @staticmethod
-    def _move(each: _Active, direction: Tensor, finite: Tensor) -> None:
+    def _move(active: list[_Active], directions: list[Tensor], finite: Tensor) -> None:
         """``params = params - lr d``, after decoupled weight decay, in the step's dtype."""
-        lr, decay = each.group["lr"], each.group["weight_decay"]
-        param = as_real(each.key)
-        value = param.to(direction.dtype)
-        if decay != 0 and each.group["decoupled_weight_decay"]:
-            value = value * (1 - lr * decay * finite)
-        if value is param and not isinstance(lr, Tensor):
-            param.sub_(direction, alpha=lr)
-        else:
-            param.copy_(value - lr * direction)
+        in_place: dict[float, tuple[list[Tensor], list[Tensor]]] = {}
+        for each, direction in zip(active, directions, strict=True):
+            lr, decay = each.group["lr"], each.group["weight_decay"]
+            param = as_real(each.key)
+            value = param.to(direction.dtype)
+            if decay != 0 and each.group["decoupled_weight_decay"]:
+                value = value * (1 - lr * decay * finite)
+            if value is param and not isinstance(lr, Tensor):
+                for tensors, tensor in zip(
+                    in_place.setdefault(lr, ([], [])), (param, direction), strict=True
+                ):
+                    tensors.append(tensor)
+            else:
+                param.copy_(value - lr * direction)
+        for lr, (params, moves) in in_place.items():
+            torch._foreach_sub_(params, moves, alpha=lr)
 
     def _raise_nonfinite(self, active: list[_Active]) -> None:
         bad = [

@@ -34,8 +34,8 @@ class VariationalHyperAdam(LearnedOptimizer):
         sample: apply a sample of the update's distribution; False applies its mean.
         seed: of the noise, which is a pure function of seed, step and coordinate; torch's own
             generators are neither read nor moved.
-        backend: ``"cpu"`` is the C++ kernel, ``"reference"`` plain PyTorch, ``"auto"`` the
-            fastest that can serve.
+        backend: ``"cpu"`` is the C++ kernel, ``"triton"`` that for NVIDIA GPUs, ``"reference"``
+            plain PyTorch, ``"auto"`` the device's kernel, or the reference where it can't serve.
         state_dtype: of the state: ``"float32"``, or ``"bfloat16"`` for half the memory, with
             stochastic rounding of what accumulates.
         nonfinite: for a gradient that holds NaN or infinity: ``"skip"`` leaves parameters and

@@ -18,7 +18,7 @@ struct Backward {
   static constexpr int BLOCK = Pass::BLOCK;
   static constexpr int ROWS = 8;  // outputs of a block of rows_product
 
-  static F at(const Real* row, int lane) { return F::load_unaligned(row + lane); }
+  HYPERADAM_INLINE static F at(const Real* row, int lane) { return F::load_unaligned(row + lane); }
 
   // out_KT = W in_JT, with weights packed by pack_rows.
   static void rows_product(const Real* packed, int inputs, int outputs, const Real* in_JT,
@@ -187,7 +187,7 @@ struct Backward {
   static constexpr int MAX_NARROW = MAX_CHANNELS + 1 + 2 * LANES;
   static constexpr int MAX_SHORT = 2 * MAX_DECAYS + 1 + LANES;
 
-  static F incoming(const Real* tile, int row, int lane) {
+  HYPERADAM_INLINE static F incoming(const Real* tile, int row, int lane) {
     return tile == nullptr ? F(0.0) : at(tile + row * TILE, lane);
   }
 
@@ -345,7 +345,7 @@ struct Backward {
           const int x = lane + v * LANES;
           F in, out_in, forget, out_forget, open, out_open;
           S::sigmoids(gates[0][g][v], in, out_in);
-          S::sigmoids(gates[2][g][v] + one, forget, out_forget);
+          S::sigmoids(gates[2][g][v], forget, out_forget);
           S::sigmoids(gates[3][g][v], open, out_open);
           const F candidate = S::tanh(gates[1][g][v]);
           const F squashed = S::tanh(at(next + row * TILE, x));

@@ -75,7 +75,7 @@ struct Forward {
   }
 
   // Stores a vector of a state's row; `words` are null for rounding to nearest.
-  static void store(F value, Storage* row, int row_index, int lane, const std::uint32_t* words) {
+  HYPERADAM_INLINE static void store(F value, Storage* row, int row_index, int lane, const std::uint32_t* words) {
     if constexpr (std::is_same_v<Storage, Real>) {
       value.store_unaligned(row + lane);
     } else {
@@ -91,7 +91,7 @@ struct Forward {
     }
   }
 
-  static F load(const Storage* row, int lane) {
+  HYPERADAM_INLINE static F load(const Storage* row, int lane) {
     if constexpr (std::is_same_v<Storage, Real>) {
       return F::load_unaligned(row + lane);
     } else {
@@ -179,7 +179,7 @@ struct Forward {
 
   // Gates of G channels of the state cell, in registers.
   template <int G>
-  static void state_gates(const Real* weights, int inputs, const Real* inputs_CT, int lane,
+  HYPERADAM_INLINE static void state_gates(const Real* weights, int inputs, const Real* inputs_CT, int lane,
                           F (&gates)[4][G][VECTORS]) {
     for (int q = 0; q < 4; ++q) {
       for (int g = 0; g < G; ++g) {
@@ -215,7 +215,7 @@ struct Forward {
         for (int v = 0; v < VECTORS; ++v) {
           const int at = lane + v * LANES;
           F c = load(tile + row_c * TILE, at);
-          c = S::sigmoid(gates[2][g][v] + F(1.0)) * c +
+          c = S::sigmoid(gates[2][g][v]) * c +
               S::sigmoid(gates[0][g][v]) * S::tanh(gates[1][g][v]);
           store(c, next + row_c * TILE, row_c, at, words);
           store(S::sigmoid(gates[3][g][v]) * S::tanh(c), next + row_h * TILE, row_h, at, nullptr);
@@ -278,7 +278,7 @@ struct Forward {
 
   // The Adam cell's two rates of G channels and, with Q = 3, the weight cell's output, in registers.
   template <int Q, int G>
-  static void adam_outputs(const Real* weights, int channels, const Real* inputs_CT, int lane,
+  HYPERADAM_INLINE static void adam_outputs(const Real* weights, int channels, const Real* inputs_CT, int lane,
                            F (&outputs)[Q][G][VECTORS]) {
     for (int q = 0; q < Q; ++q) {
       for (int g = 0; g < G; ++g) {
@@ -293,7 +293,7 @@ struct Forward {
 
   // Adds the first Q outputs' products; an input's weights are STRIDE numbers from the next one's.
   template <int Q, int STRIDE, int G>
-  static void multiply(const Real* weights, int inputs, const Real* inputs_CT, int lane,
+  HYPERADAM_INLINE static void multiply(const Real* weights, int inputs, const Real* inputs_CT, int lane,
                        F (*outputs)[G][VECTORS]) {
     for (int k = 0; k < inputs; ++k, weights += STRIDE) {
       F input[VECTORS];
@@ -444,7 +444,8 @@ struct Forward {
     return std::int64_t{4} * config.channels * (2 * config.channels + 1);
   }
 
-  // Each group's biases, then for each input its weights, gate by gate. `scale_C` is of [x, h].
+  // Each group's biases, with the forget gate's 1, then for each input its weights, gate by gate.
+  // `scale_C` is of [x, h].
   static void pack_state_cell(const Config& config, const Theta<Real>& theta, const Real* scale_C,
                               Real* packed) {
     const int channels = config.channels;
@@ -452,7 +453,10 @@ struct Forward {
       constexpr int G = Blocking<Arch>::STATE_CHANNELS;
       const int group = channel + G <= channels ? G : 1;
       for (int q = 0; q < 4; ++q) {
-        for (int g = 0; g < group; ++g) *packed++ = theta.lstm_bias[q * channels + channel + g];
+        const Real forget = q == 2 ? 1.0 : 0.0;
+        for (int g = 0; g < group; ++g) {
+          *packed++ = theta.lstm_bias[q * channels + channel + g] + forget;
+        }
       }
       for (int k = 0; k < 2 * channels; ++k) {
         for (int q = 0; q < 4; ++q) {
