@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from conftest import GOLDEN, make_weights, random_theta
 from hyperadam import VariationalHyperAdam, Weights, save_weights
-from hyperadam.errors import WeightsError
+from hyperadam.errors import OutOfMemoryError, WeightsError
+from hyperadam.kernels import TileLayout
 from hyperadam.rule import RULES, VariationalHyperAdamRule, standard_normal
 
 WEIGHTS = make_weights()
@@ -885,3 +886,16 @@ def test_foreign_state_dicts_change_nothing(foreign, message):
         optimizer.load_state_dict(foreign())
     assert_unchanged(optimizer, params, before)
     train(optimizer, params, 1, start=2)
+
+
+@pytest.mark.parametrize("state_dtype", ["float32", "bfloat16"])
+def test_memory_that_is_not_there_is_named(weights, state_dtype):
+    """More than addresses reach, so that no system lends it."""
+    count = 10**13
+    param = torch.nn.Parameter(torch.zeros(1).expand(count))
+    numbers = TileLayout.of(weights.rule).num_rows * count
+    nbytes = numbers * (4 if state_dtype == "float32" else 2)
+    with pytest.raises(OutOfMemoryError, match=f"it needs {nbytes:,} bytes") as caught:
+        VariationalHyperAdam([param], weights=weights, state_dtype=state_dtype)
+    assert isinstance(caught.value, torch.OutOfMemoryError)
+    assert "hyperadam estimate" in str(caught.value)
