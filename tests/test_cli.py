@@ -194,6 +194,29 @@ def test_estimate_warns_of_what_does_not_fit(capsys, monkeypatch):
     assert "scaled linearly" in text
 
 
+def test_tasks(capsys):
+    assert run(["tasks", "cifar10-cnn2*", "sine-*1"]) == 0
+    text = capsys.readouterr().out
+    lines = [line.split("│")[1:4] for line in text.splitlines() if line.startswith("│")]
+    cifar10 = "cifar10-{train,test}.parquet, or the hub's uoft-cs/cifar10"
+    assert [tuple(cell.strip() for cell in cells) for cells in lines] == [
+        ("cifar10-cnn2", "148,442", cifar10),
+        ("cifar10-cnn2-bn", "148,634", cifar10),
+        ("cifar10-cnn2-dropout", "148,442", cifar10),
+        ("sine-lstm1", "1,781", "none"),
+    ]
+    assert run(["tasks"]) == 0
+    assert "digits-vit" in capsys.readouterr().out
+    assert run(["tasks", "mnist-cnn3"]) == 2
+    assert "did you mean 'mnist-cnn2'" in capsys.readouterr().err
+
+
+def test_demo_of_a_task_without_accuracy(tmp_path, capsys):
+    out = str(tmp_path / "a.png")
+    assert run(["demo", "--task", "sine-lstm1", "--seeds", "1", "--steps", "2", "--out", out]) == 0
+    assert "–" in capsys.readouterr().out
+
+
 def test_as_a_module():
     result = subprocess.run(
         [sys.executable, "-m", "hyperadam", "weights", "show", "nobody"],

@@ -31,7 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "baselines": BASE | {"evaluation", "tasks"},
     "demo": BASE | {"baselines", "evaluation", "optim", "tasks", "weights", "files"},
     "estimate": BASE | {"kernels", "optim", "weights"},
-    "console": BASE | {"demo", "estimate", "metatrain", "weights"},
+    "console": BASE | {"demo", "estimate", "metatrain", "tasks", "weights"},
     "cli": BASE
     | {"console", "demo", "estimate", "metatrain", "presets", "rule", "tasks", "weights"},
     "__main__": {"cli"},

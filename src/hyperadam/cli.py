@@ -20,6 +20,7 @@ from hyperadam.console import (
     meta_train_progress,
     print_table,
     progress_bar,
+    tasks_table,
     weights_details,
     weights_table,
 )
@@ -30,7 +31,7 @@ from hyperadam.metatrain import MetaTrainConfig, RunLabel, run_meta_training, so
 from hyperadam.metatrain.run import UNSPECIFIED
 from hyperadam.presets import PRESETS, preset
 from hyperadam.rule import RULES, VariationalHyperAdamRule
-from hyperadam.tasks import make_task
+from hyperadam.tasks import make_task, match_tasks
 from hyperadam.weights import bundled_weights, import_official, load_weights, save_weights
 
 USAGE_ERROR = 2
@@ -70,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_demo(commands)
     _add_estimate(commands)
     _add_meta_train(commands)
+    _add_tasks(commands)
     _add_weights(commands)
     return parser
 
@@ -193,6 +195,18 @@ def _add_meta_train(commands: argparse._SubParsersAction[_Parser]) -> None:
     train.set_defaults(run=_meta_train)
 
 
+def _add_tasks(commands: argparse._SubParsersAction[_Parser]) -> None:
+    tasks = commands.add_parser(
+        "tasks",
+        help="list the tasks",
+        description="List the tasks with their numbers of parameters and the data they need.",
+    )
+    tasks.add_argument(
+        "patterns", nargs="*", metavar="GLOB", help="names to list, such as 'mnist-cnn*' (all)"
+    )
+    tasks.set_defaults(run=_tasks)
+
+
 def _add_weights(commands: argparse._SubParsersAction[_Parser]) -> None:
     weights = commands.add_parser("weights", help="list, show and import weights")
     actions = weights.add_subparsers(title="commands", metavar="COMMAND", required=True)
@@ -292,6 +306,11 @@ def _meta_train(arguments: argparse.Namespace) -> int:
         print(f"  {shlex.join(command)}")
         return INTERRUPTED
     print(f"weights: {out / 'weights.safetensors'}\ncurve: {out / 'meta_loss.png'}")
+    return 0
+
+
+def _tasks(arguments: argparse.Namespace) -> int:
+    print_table(tasks_table(match_tasks(arguments.patterns or ["*"])))
     return 0
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from hyperadam.demo import Demo
     from hyperadam.estimate import Estimate
     from hyperadam.metatrain import MetaStep, MetaTrainer
+    from hyperadam.tasks import TaskEntry
     from hyperadam.weights import Weights
 
 PLAIN_WIDTH = 120
@@ -90,12 +91,15 @@ def demo_table(demo: Demo) -> Table:
     for name in ("lr", "final training loss", "validation accuracy", "ms a step"):
         table.add_column(name, justify="right")
     for entry in demo.entries():
-        loss, accuracy = entry.final_losses(), 100 * entry.accuracies()
+        loss, accuracies = entry.final_losses(), entry.accuracies()
+        accuracy = "–"
+        if accuracies is not None:
+            accuracy = f"{100 * accuracies.mean():.1f} ± {100 * accuracies.std():.1f} %"
         table.add_row(
             entry.name,
             f"{entry.lr:g}",
             f"{loss.mean():.4f} ± {loss.std():.4f}",
-            f"{accuracy.mean():.1f} ± {accuracy.std():.1f} %",
+            accuracy,
             f"{entry.step_milliseconds():.2f}",
         )
     return table
@@ -161,6 +165,17 @@ def estimate_remarks(estimate: Estimate) -> list[str]:
         f"({estimate.backend} backend{threads})" + (", scaled linearly" if scaled else "")
     )
     return lines
+
+
+def tasks_table(entries: Sequence[TaskEntry]) -> Table:
+    """One row a task."""
+    table = Table()
+    table.add_column("task", no_wrap=True)
+    table.add_column("parameters", justify="right")
+    table.add_column("data")
+    for entry in entries:
+        table.add_row(entry.name, f"{entry.num_params():,}", entry.data_needs())
+    return table
 
 
 def weights_table(bundled: Mapping[str, Weights]) -> Table:

@@ -40,7 +40,10 @@ class Entry:
     def final_losses(self) -> np.ndarray:
         return np.array([run.final_loss for run in self.runs])
 
-    def accuracies(self) -> np.ndarray:
+    def accuracies(self) -> np.ndarray | None:
+        """None where the task has none."""
+        if "val_accuracy" not in self.runs[0].metrics:
+            return None
         return np.array([run.metrics["val_accuracy"] for run in self.runs])
 
     def step_milliseconds(self) -> float:

@@ -245,10 +245,10 @@ def test_a_meta_gradient_that_is_not_finite_is_left_out(tasks):
     ("overrides", "kinds"),
     [
         ([], "sum scaled scaled"),
-        (["random_scaling=0"], "sum MLPTask scaled"),
+        (["random_scaling=0"], "sum SupervisedTask scaled"),
         (["convex_scaling=0"], "sum scaled ConvexTask"),
         (["convex_dim=0"], "scaled"),
-        (["convex_dim=0", "random_scaling=0"], "MLPTask"),
+        (["convex_dim=0", "random_scaling=0"], "SupervisedTask"),
     ],
 )
 @pytest.mark.parametrize("tasks", [1, 2])

@@ -53,6 +53,32 @@ def test_parquet_files(folder):
     assert make_task("mnist-mlp2-relu", folder).name == "mnist-mlp2-relu"
 
 
+@pytest.mark.parametrize(
+    ("name", "label", "classes"), [("cifar10", "label", 10), ("cifar100", "fine_label", 100)]
+)
+def test_images_with_colours(tmp_path, name, label, classes):
+    images = np.random.default_rng(1).integers(0, 256, (12, 32, 32, 3), dtype=np.uint8)
+    labels = [classes - 1 - index for index in range(10)] * 2
+    for split in ("train", "test"):
+        own = images[: 12 if split == "train" else 5]
+        write(
+            tmp_path / f"{name}-{split}.parquet",
+            image=None,
+            img=[{"bytes": png(image), "path": None} for image in own],
+            **{"label": None, label: labels[: len(own)]},
+        )
+    data = load_data(name, tmp_path)
+    assert torch.equal(data.train_images, torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))
+    assert data.train_labels.tolist() == labels[:12]
+    assert (len(data.val_labels), data.num_classes) == (5, classes)
+    grey = [{"bytes": png(IMAGES[0]), "path": None}]
+    path = tmp_path / f"{name}-test.parquet"
+    write(path, image=None, img=grey, **{"label": None, label: [1]})
+    load_data.cache_clear()
+    with pytest.raises(DataError, match="expected images with 3 colours of 8 bits"):
+        load_data(name, tmp_path)
+
+
 def test_a_missing_file_is_named(folder):
     (folder / "mnist-test.parquet").unlink()
     with pytest.raises(DataError, match=r"no file .*mnist-test\.parquet; save the parquet file"):

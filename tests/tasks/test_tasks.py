@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+import functools
 import math
 
 import pytest
@@ -9,8 +11,9 @@ from sklearn.datasets import load_digits
 from hyperadam.errors import ConfigError, DataError
 from hyperadam.tasks import (
     TASKS,
+    ClassificationData,
     ConvexTask,
-    MLPTask,
+    ImageExamples,
     RandomScaling,
     SumOfTasks,
     derive_seed,
@@ -20,25 +23,46 @@ from hyperadam.tasks import (
     stack_batches,
 )
 from hyperadam.tasks.base import batch_indices
+from hyperadam.tasks.catalogue import IMAGES
 
 
-def digits_mlp(**settings):
-    return MLPTask(load_data("digits"), **settings)
+def colours(count=48, classes=10):
+    """Made-up images in the form of CIFAR-10's."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (count, 3, 32, 32), generator=generator).to(torch.uint8)
+    labels = torch.arange(count) % classes
+    return ClassificationData("cifar10", images, labels, images[:20], labels[:20], 255, classes)
+
+
+def on_colours(name):
+    task = TASKS[name].on(colours(classes=IMAGES[TASKS[name].data][2]))
+    return dataclasses.replace(task, examples=dataclasses.replace(task.examples, batch_size=16))
 
 
 def wrapped():
     return SumOfTasks(
-        RandomScaling(digits_mlp(), 3.0, seed=1), RandomScaling(ConvexTask(20, 2), 1.0, seed=2)
+        RandomScaling(make_task("digits-mlp1-sigmoid"), 3.0, seed=1),
+        RandomScaling(ConvexTask(20, 2), 1.0, seed=2),
     )
 
 
 CONFORMING = {
-    "mlp1": lambda: digits_mlp(),
-    "mlp10 relu": lambda: digits_mlp(depth=10, activation="relu"),
+    **{
+        name: functools.partial(make_task, name)
+        for name in (
+            "digits-mlp1-sigmoid", "digits-mlp10-relu", "digits-cnn1", "digits-cnn2-bn",
+            "digits-cnn2-dropout", "sine-lstm1", "sine-lstm2-smallnoise", "digits-autoencoder",
+            "digits-vit",
+        )
+    },
+    **{
+        name: functools.partial(on_colours, name)
+        for name in ("cifar10-cnn2", "cifar10-resnet20", "cifar100-resnet20", "cifar10-vit")
+    },
     "convex": lambda: ConvexTask(20, 1),
-    "scaled": lambda: RandomScaling(digits_mlp(), 3.0, seed=1),
+    "scaled": lambda: RandomScaling(make_task("digits-mlp1-sigmoid"), 3.0, seed=1),
     "sum": wrapped,
-}
+}  # fmt: skip
 
 
 @pytest.fixture(params=sorted(CONFORMING))
@@ -89,6 +113,7 @@ def test_loss_takes_the_parameters_dtype(task):
     assert task.loss(params, task.batch(0, 0)).dtype == torch.float64
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # attention under vmap
 def test_losses_side_by_side(task):
     """All that the loss depends on is in parameters and batch, so vmap gives each one's loss."""
     params = [init(task, seed) for seed in range(3)]
@@ -103,7 +128,13 @@ def test_validate_gives_plain_numbers(task):
     with torch.no_grad():
         metrics = task.validate(init(task))
     assert all(isinstance(value, float) for value in metrics.values())
-    assert ("val_accuracy" in metrics) == (not isinstance(task, ConvexTask))
+    if isinstance(task, ConvexTask):
+        assert metrics == {}
+    else:
+        regression = task.name.startswith("sine") or task.name.endswith("autoencoder")
+        assert set(metrics) == {"val_loss"} | (set() if regression else {"val_accuracy"})
+        assert metrics["val_loss"] > 0
+        assert 0 <= metrics.get("val_accuracy", 0) <= 1
 
 
 # -- each task -----------------------------------------------------------------------------------
@@ -111,15 +142,11 @@ def test_validate_gives_plain_numbers(task):
 
 def test_the_papers_task_has_15930_coordinates():
     """784-20-10 and a convex term of 20."""
-    images = torch.zeros(200, 28, 28, dtype=torch.uint8)
-    labels = torch.zeros(200, dtype=torch.int64)
-    data = type(load_data("digits"))("mnist", images, labels, images, labels, 255, 10)
-    task = SumOfTasks(MLPTask(data), ConvexTask(20, 0))
-    assert sum(value.numel() for value in init(task).values()) == 15930
+    assert TASKS["mnist-mlp1-sigmoid"].num_params() + 20 == 15930
 
 
 def test_mlp_starts_as_the_papers_do():
-    params = init(digits_mlp(depth=3))
+    params = init(make_task("digits-mlp3-sigmoid"))
     assert [tuple(value.shape) for value in params.values()] == [
         (20, 64), (20,), (20, 20), (20,), (20, 20), (20,), (10, 20), (10,),
     ]  # fmt: skip
@@ -129,13 +156,14 @@ def test_mlp_starts_as_the_papers_do():
 
 
 def test_mlp_loss_by_hand():
-    task = digits_mlp(depth=2, activation="tanh")
+    task = make_task("digits-mlp2-tanh")
     params = init(task)
-    pixels, labels = task.batch(0, 0)
+    pixels, labels, masks = task.batch(0, 0)
+    assert masks == []
     assert pixels.dtype == torch.float32
     assert torch.equal(pixels, (16 * pixels).round() / 16)
     assert float(pixels.max()) == 1
-    x = pixels.double().numpy()
+    x = pixels.flatten(1).double().numpy()
     p = {name: value.double().numpy() for name, value in params.items()}
     import numpy as np
 
@@ -145,7 +173,134 @@ def test_mlp_loss_by_hand():
     expected = np.mean(
         np.log(np.exp(logits).sum(1)) - logits[np.arange(len(logits)), labels.numpy()]
     )
-    assert float(task.loss(params, (pixels, labels))) == pytest.approx(expected, rel=1e-5)
+    assert float(task.loss(params, (pixels, labels, []))) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("mnist-mlp6-sigmoid", 784 * 20 + 20 + 5 * 420 + 210),
+        ("mnist-cnn1", 160 + 2320 + 14 * 14 * 16 * 10 + 10),
+        ("cifar10-cnn2", 448 + 2320 + 4640 + 9248 + 8 * 8 * 32 * 64 + 64 + 650),
+        ("cifar10-cnn2-bn", 448 + 2320 + 4640 + 9248 + 8 * 8 * 32 * 64 + 64 + 650 + 2 * 96),
+        ("sine-lstm1", 4 * 20 * 22 + 21),
+        ("sine-lstm2", 4 * 20 * 22 + 4 * 20 * 41 + 21),
+        # He et al., 2016, table 6: 0.27M, 0.46M, 0.66M, 0.85M, 1.7M
+        ("cifar10-resnet20", 269_722),
+        ("cifar10-resnet32", 464_154),
+        ("cifar10-resnet44", 658_586),
+        ("cifar10-resnet56", 853_018),
+        ("cifar10-resnet110", 1_727_962),
+        ("cifar100-resnet20", 269_722 + 90 * 65),
+    ],
+)
+def test_numbers_of_parameters(name, count):
+    assert TASKS[name].num_params() == count
+
+
+def test_a_convolutional_network_starts_as_the_papers_do():
+    task = make_task("digits-cnn2-bn")
+    assert isinstance(task.network.training.features[11], torch.nn.BatchNorm2d)
+    params = init(task)
+    for number in (1, 4, 8, 11):
+        assert params[f"features.{number}.weight"].unique().tolist() == [1]
+        assert params[f"features.{number}.bias"].unique().tolist() == [0]
+    flat = torch.cat([value.flatten() for value in params.values() if value.dim() > 1])
+    assert float(flat.std()) == pytest.approx(0.1, abs=0.005)
+
+
+def test_a_library_network_starts_as_it_is_drawn_and_leaves_torchs_generator_alone():
+    before = torch.get_rng_state()
+    task = make_task("digits-vit")
+    params = init(task, 3)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not torch.equal(params["output.weight"], init(task, 4)["output.weight"])
+
+
+def test_dropout_is_in_the_batch():
+    task = make_task("digits-cnn2-dropout")
+    params = init(task)
+    inputs, targets, (mask,) = task.batch(0, 0)
+    assert mask.shape == (128, 64)
+    assert set(mask.unique().tolist()) == {0.0, 2.0}
+    assert float(mask.mean()) == pytest.approx(1, abs=0.05)
+    other = task.loss(params, (inputs, targets, [2 - mask]))
+    assert not torch.equal(task.loss(params, (inputs, targets, [mask])), other)
+    # In validation every unit counts once.
+    predict = task.network.predictor(params, iter([]))
+    torch.testing.assert_close(
+        predict(inputs), task.network.outputs(params, inputs, [torch.ones_like(mask)])
+    )
+
+
+def test_batch_normalisation_is_calibrated_on_training_data():
+    """With one batch to take statistics from, validation gives that batch's training outputs."""
+    task = on_colours("cifar10-resnet20")
+    params = init(task)
+    inputs, *_ = task.batch(0, 0)
+    with torch.no_grad():
+        training = task.network.outputs(params, inputs, [])
+        one, two = (task.network.predictor(params, iter([inputs] * n)) for n in (1, 2))
+        # Variances are of the population in training, and estimated from the sample behind it.
+        torch.testing.assert_close(one(inputs), training, rtol=0.02, atol=0.02)
+        torch.testing.assert_close(two(inputs), one(inputs))
+        assert not torch.allclose(task.network.predictor(params, iter([]))(inputs), training)
+
+
+def test_weight_decay_is_in_the_loss():
+    task = on_colours("cifar10-resnet20")
+    params = init(task)
+    batch = task.batch(0, 0)
+    without = dataclasses.replace(task, weight_decay=0.0).loss(params, batch)
+    squares = sum(float(value.square().sum()) for value in params.values())
+    assert float(task.loss(params, batch)) == pytest.approx(float(without) + 0.5e-4 * squares)
+
+
+def test_augmented_images_are_moved_and_mirrored():
+    data = colours(count=400)
+    plain, moved = (ImageExamples(data, batch_size=400, augment=a) for a in (False, True))
+    (before, _), (after, _) = plain.batch(0, 0), moved.batch(0, 0)
+    assert before.shape == after.shape
+    padded = torch.nn.functional.pad(before, (4, 4, 4, 4))
+    seen = set()
+    for image, source in zip(after, padded, strict=True):
+        places = [
+            (top, left, mirror)
+            for top in range(9)
+            for left in range(9)
+            for mirror in (False, True)
+            for window in [source[:, top : top + 32, left : left + 32]]
+            if torch.equal(image, window.flip(2) if mirror else window)
+        ]
+        assert len(places) == 1
+        seen.add(places[0])
+    assert {place[0] for place in seen} == {place[1] for place in seen} == set(range(9))
+    assert {place[2] for place in seen} == {False, True}
+    assert torch.equal(moved.batch(0, 0)[0], after)
+    assert not torch.equal(moved.batch(1, 0)[0], after)
+
+
+def test_sine_waves():
+    inputs, targets = make_task("sine-lstm1").examples.batch(0, 0)
+    assert inputs.shape == (128, 10)
+    assert targets.shape == (128,)
+    # f(k - 1) + f(k + 1) = 2 cos(omega) f(k): the next value follows from the last ones.
+    exact = dataclasses.replace(make_task("sine-lstm1").examples, noise=0.0)
+    values, following = exact.batch(0, 0)
+    cosine = (values[:, 1] + values[:, 3]) / (2 * values[:, 2])
+    expected = 2 * cosine * values[:, 9] - values[:, 8]
+    good = values[:, 2].abs() > 1
+    torch.testing.assert_close(following[good], expected[good], rtol=1e-3, atol=1e-2)
+    noise = torch.cat([inputs - values, (targets - following).unsqueeze(1)], dim=1)
+    assert float(noise.std()) == pytest.approx(0.1, rel=0.05)
+    small = make_task("sine-lstm2-smallnoise").examples
+    assert small.noise == 0.01
+
+
+def test_an_autoencoder_aims_at_its_inputs():
+    inputs, targets, _ = make_task("digits-autoencoder").batch(0, 0)
+    assert torch.equal(inputs, targets)
+    assert inputs.shape == (128, 1, 8, 8)
 
 
 def test_convex_term():
@@ -161,7 +316,7 @@ def test_convex_term():
 
 
 def test_random_scaling_leaves_the_network_as_it_was():
-    plain = digits_mlp()
+    plain = make_task("digits-mlp1-sigmoid")
     scaled = RandomScaling(plain, 3.0, seed=7)
     torch.testing.assert_close(
         scaled.loss(init(scaled), scaled.batch(0, 0)),
@@ -178,7 +333,7 @@ def test_random_scaling_leaves_the_network_as_it_was():
 
 
 def test_a_sum_is_the_sum():
-    one, two = digits_mlp(), ConvexTask(5, 1)
+    one, two = make_task("digits-mlp1-sigmoid"), ConvexTask(5, 1)
     both = SumOfTasks(one, two)
     params = init(both)
     batch = both.batch(3, 4)
@@ -240,7 +395,8 @@ def test_digits():
 
 
 def test_task_names():
-    assert len(TASKS) == 2 * 10 * 4
+    assert len(TASKS) == 80 + 15 + 4 + 10 + 2 + 3
+    assert all(entry.name == name for name, entry in TASKS.items())
     assert make_task("digits-mlp3-elu").name == "digits-mlp3-elu"
     with pytest.raises(ConfigError, match=r"did you mean .*'digits-mlp1-relu'"):
         make_task("digits-mlp1-rellu")

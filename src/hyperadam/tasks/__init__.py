@@ -5,9 +5,6 @@ Data sets are loaded by libraries that are imported where they are used.
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from hyperadam.errors import ConfigError, unknown_name
 from hyperadam.tasks.base import (
     Batch,
     Params,
@@ -16,64 +13,49 @@ from hyperadam.tasks.base import (
     make_generator,
     stack_batches,
 )
+from hyperadam.tasks.catalogue import TASKS, TaskEntry, check_task_name, make_task, match_tasks
 from hyperadam.tasks.convex import ConvexTask
 from hyperadam.tasks.data import DATA_SETS, ClassificationData, load_data
-from hyperadam.tasks.mlp import ACTIVATIONS, MLPTask
+from hyperadam.tasks.examples import ImageExamples, SineExamples
+from hyperadam.tasks.networks import ACTIVATIONS, LSTM, MLP, ModuleNetwork
+from hyperadam.tasks.supervised import (
+    Classification,
+    Examples,
+    Network,
+    Objective,
+    Regression,
+    SupervisedTask,
+)
 from hyperadam.tasks.wrappers import RandomScaling, SumOfTasks
-
-MAX_DEPTH = 10
-
-TASKS: dict[str, tuple[str, int, str]] = {
-    f"{data}-mlp{depth}-{activation}": (data, depth, activation)
-    for data in DATA_SETS
-    for depth in range(1, MAX_DEPTH + 1)
-    for activation in ACTIVATIONS
-}
-"""Task names to data set, hidden layers and activation."""
-
-
-def check_task_name(name: str) -> None:
-    """Refuse an unknown task.
-
-    Raises:
-        ConfigError: no such task; the message has the near misses.
-    """
-    if name not in TASKS:
-        raise ConfigError(unknown_name("task", name, TASKS))
-
-
-def make_task(name: str, data_dir: Path | None = None) -> Task:
-    """The task of this name.
-
-    Args:
-        name: ``{digits,mnist}-mlp{1..10}-{sigmoid,relu,elu,tanh}``.
-        data_dir: see :func:`load_data`.
-
-    Raises:
-        ConfigError: no such task.
-        DataError: its data can't be had.
-    """
-    check_task_name(name)
-    data, depth, activation = TASKS[name]
-    return MLPTask(load_data(data, data_dir), depth=depth, activation=activation)
-
 
 __all__ = [
     "ACTIVATIONS",
     "DATA_SETS",
+    "LSTM",
+    "MLP",
     "TASKS",
     "Batch",
+    "Classification",
     "ClassificationData",
     "ConvexTask",
-    "MLPTask",
+    "Examples",
+    "ImageExamples",
+    "ModuleNetwork",
+    "Network",
+    "Objective",
     "Params",
     "RandomScaling",
+    "Regression",
+    "SineExamples",
     "SumOfTasks",
+    "SupervisedTask",
     "Task",
+    "TaskEntry",
     "check_task_name",
     "derive_seed",
     "load_data",
     "make_generator",
     "make_task",
+    "match_tasks",
     "stack_batches",
 ]

@@ -19,7 +19,8 @@ class ClassificationData:
 
     Attributes:
         name: of the data set.
-        train_images, val_images: uint8, one row an example, then height and width.
+        train_images, val_images: uint8, one row an example, then height and width, with 3 channels
+            before them where images have colours.
         train_labels, val_labels: int64, from 0.
         max_value: the pixel value that stands for 1.
         num_classes: how many labels there are.
@@ -34,8 +35,30 @@ class ClassificationData:
     num_classes: int
 
 
-DATA_SETS = ("digits", "mnist")
-_MNIST_HUB_NAME = "ylecun/mnist"
+@dataclasses.dataclass(frozen=True)
+class _Source:
+    """A data set of the hub, or its parquet files in a folder.
+
+    Attributes:
+        hub_name: of its page.
+        image, label: its columns.
+        colours: whether its images have them.
+        num_classes: how many labels there are.
+    """
+
+    hub_name: str
+    image: str
+    label: str
+    colours: bool
+    num_classes: int
+
+
+SOURCES = {
+    "mnist": _Source("ylecun/mnist", "image", "label", colours=False, num_classes=10),
+    "cifar10": _Source("uoft-cs/cifar10", "img", "label", colours=True, num_classes=10),
+    "cifar100": _Source("uoft-cs/cifar100", "img", "fine_label", colours=True, num_classes=100),
+}
+DATA_SETS = ("digits", *SOURCES)
 
 
 @functools.lru_cache(maxsize=4)
@@ -43,8 +66,9 @@ def load_data(name: str, data_dir: Path | None = None) -> ClassificationData:
     """Load a data set.
 
     Args:
-        name: ``digits`` (comes with scikit-learn) or ``mnist`` (needs the extra ``data``).
-        data_dir: a folder with ``mnist-train.parquet`` and ``mnist-test.parquet``, in the column
+        name: ``digits`` (comes with scikit-learn), ``mnist``, ``cifar10`` or ``cifar100`` (need the
+            extra ``data``).
+        data_dir: a folder with ``{name}-train.parquet`` and ``{name}-test.parquet``, in the column
             layout of the data set's hub page; None fetches it from the hub.
 
     Raises:
@@ -53,8 +77,8 @@ def load_data(name: str, data_dir: Path | None = None) -> ClassificationData:
     """
     if name == "digits":
         return _load_digits()
-    if name == "mnist":
-        return _load_mnist(data_dir)
+    if name in SOURCES:
+        return _load_images(name, data_dir)
     raise DataError(unknown_name("data set", name, DATA_SETS))
 
 
@@ -77,65 +101,73 @@ def _load_digits() -> ClassificationData:
     )
 
 
-def _load_mnist(data_dir: Path | None) -> ClassificationData:
+def _load_images(name: str, data_dir: Path | None) -> ClassificationData:
     try:
         import datasets
     except ImportError:
         raise MissingDependencyError(
-            "mnist is read with the library datasets: pip install 'hyperadam[data]'"
+            f"{name} is read with the library datasets: pip install 'hyperadam[data]'"
         ) from None
+    source = SOURCES[name]
     images, labels = {}, {}
     for split in ("train", "test"):
         if data_dir is None:
             try:
-                table = datasets.load_dataset(_MNIST_HUB_NAME, split=split)
+                table = datasets.load_dataset(source.hub_name, split=split)
             except Exception as error:  # whatever the network or the hub answers
                 raise DataError(
-                    f"can't load {_MNIST_HUB_NAME} from the hub ({type(error).__name__}); with a "
-                    f"folder that holds mnist-train.parquet and mnist-test.parquet, give --data-dir"
+                    f"can't load {source.hub_name} from the hub ({type(error).__name__}); with a "
+                    f"folder that holds {name}-train.parquet and {name}-test.parquet, give "
+                    f"--data-dir"
                 ) from error
         else:
-            path = data_dir / f"mnist-{split}.parquet"
+            path = data_dir / f"{name}-{split}.parquet"
             if not path.is_file():
                 raise DataError(
                     f"no file {path}; save the parquet file of the split {split} of the hub's "
-                    f"{_MNIST_HUB_NAME} there"
+                    f"{source.hub_name} there"
                 )
-            table = _read_parquet(path, datasets)
-        images[split], labels[split] = _decode(table, f"mnist, split {split}")
+            table = _read_parquet(path, source, datasets)
+        images[split], labels[split] = _decode(table, source, f"{name}, split {split}")
     return ClassificationData(
-        name="mnist",
+        name=name,
         train_images=images["train"],
         train_labels=labels["train"],
         val_images=images["test"],
         val_labels=labels["test"],
         max_value=255,
-        num_classes=10,
+        num_classes=source.num_classes,
     )
 
 
-def _read_parquet(path: Path, datasets: Any) -> Any:
+def _read_parquet(path: Path, source: _Source, datasets: Any) -> Any:
     """A parquet file as a data set, without copies in the library's cache."""
     import pyarrow.parquet
 
     try:
-        table = pyarrow.parquet.read_table(path, columns=["image", "label"])
+        table = pyarrow.parquet.read_table(path, columns=[source.image, source.label])
     except Exception as error:
         reason = str(error).splitlines()[0]
-        raise DataError(f"{path} is not a parquet file of image and label: {reason}") from None
-    return datasets.Dataset(table).cast_column("image", datasets.Image())
+        raise DataError(
+            f"{path} is not a parquet file of {source.image} and {source.label}: {reason}"
+        ) from None
+    return datasets.Dataset(table).cast_column(source.image, datasets.Image())
 
 
-def _decode(table: Any, what: str) -> tuple[Tensor, Tensor]:
+def _decode(table: Any, source: _Source, what: str) -> tuple[Tensor, Tensor]:
     import numpy as np
 
     try:
-        images = np.stack([np.asarray(image) for image in table["image"]])
-        labels = np.asarray(table["label"], dtype=np.int64)
+        images = np.stack([np.asarray(image) for image in table[source.image]])
+        labels = np.asarray(table[source.label], dtype=np.int64)
     except (ValueError, TypeError, OSError, KeyError) as error:
         raise DataError(f"{what}: can't be read as images with labels: {error}") from None
-    if images.dtype != np.uint8 or images.ndim != 3:
+    expected = images.ndim == 4 and images.shape[3] == 3 if source.colours else images.ndim == 3
+    if images.dtype != np.uint8 or not expected:
+        kind = "images with 3 colours" if source.colours else "grey images"
         raise DataError(
-            f"{what}: expected grey images of 8 bits; got {images.dtype}, {images.ndim}-dimensional"
+            f"{what}: expected {kind} of 8 bits; got {images.dtype} of shape {images.shape}"
         )
+    if source.colours:
+        images = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
     return torch.from_numpy(images), torch.from_numpy(labels)
