@@ -27,13 +27,24 @@ ALLOWED: dict[str, set[str]] = {
     "optim": BASE | {"rule", "kernels", "weights"},
     "metatrain": BASE | {"rule", "kernels", "tasks", "weights", "config", "files", "tensor_file"},
     "presets": BASE | {"rule", "metatrain"},
-    "evaluation": BASE | {"tasks"},
-    "baselines": BASE | {"evaluation", "tasks"},
+    "evaluation": BASE | {"baselines", "files", "optim", "rule", "tasks"},
+    "baselines": BASE | {"optim", "weights"},
     "demo": BASE | {"baselines", "evaluation", "optim", "tasks", "weights", "files"},
     "estimate": BASE | {"kernels", "optim", "weights"},
-    "console": BASE | {"demo", "estimate", "metatrain", "tasks", "weights"},
+    "console": BASE | {"demo", "estimate", "evaluation", "metatrain", "tasks", "weights"},
     "cli": BASE
-    | {"console", "demo", "estimate", "metatrain", "presets", "rule", "tasks", "weights"},
+    | {
+        "baselines",
+        "console",
+        "demo",
+        "estimate",
+        "evaluation",
+        "metatrain",
+        "presets",
+        "rule",
+        "tasks",
+        "weights",
+    },
     "__main__": {"cli"},
     "__init__": {"optim", "weights"},
 }
@@ -47,7 +58,7 @@ OUTSIDE = {
 }
 
 # Libraries that tasks import inside the functions that load data.
-LAZY = {"tasks": {"sklearn", "datasets", "numpy", "pyarrow"}}
+LAZY = {"tasks": {"sklearn", "datasets", "numpy", "pyarrow", "PIL"}}
 
 
 def part_of(path):

@@ -1,27 +1,157 @@
-"""Hand-designed optimizers to compare with, and the grids they are tuned on."""
+"""Every optimizer that can be evaluated, by name."""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
 import torch
+from torch import Tensor
 
-from hyperadam.evaluation.harness import OptimizerFactory, train
-from hyperadam.tasks import Task
+from hyperadam.errors import ConfigError, MissingDependencyError, WeightsError, unknown_name
+from hyperadam.optim import (
+    DMoptimizer,
+    HyperAdam,
+    IsotropicNoise,
+    LearnedOptimizer,
+    RNNprop,
+    VariationalHyperAdam,
+)
+from hyperadam.weights import bundled_weights, load_weights
 
-ADAM_DEFAULT_LR = 1e-3
-ADAM_LR_GRID = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
-"""Half decades."""
+Build = Callable[[Sequence[Tensor], float, int], torch.optim.Optimizer]
+"""Makes an optimizer of parameters, a learning rate, and a seed for what it draws."""
 
 
-def adam(lr: float) -> OptimizerFactory:
-    """Torch's Adam with its defaults, at a learning rate."""
-    return lambda params: torch.optim.Adam(params, lr=lr)
+@dataclasses.dataclass(frozen=True, eq=False)
+class Baseline:
+    """An optimizer that can be evaluated.
+
+    Attributes:
+        name: as on the command line; weights that are a file count by the file's stem.
+        default_lr: the library's default, or what learned weights were meta-trained for.
+        build: makes it.
+        weights: digest of a learned optimizer's weights; None for a hand-designed one.
+    """
+
+    name: str
+    default_lr: float
+    build: Build
+    weights: str | None = None
+
+    @property
+    def learned(self) -> bool:
+        """Whether it was meta-trained; otherwise it was designed by hand."""
+        return self.weights is not None
 
 
-def tune_adam(task: Task, *, seeds: range, steps: int) -> float:
-    """The learning rate of the grid at which Adam's mean final loss over ``seeds`` is least."""
+def _of_torch(kind: Callable[..., torch.optim.Optimizer], **settings: object) -> Build:
+    return lambda params, lr, _: kind(params, lr=lr, **settings)
 
-    def mean_final_loss(lr: float) -> float:
-        runs = [train(task, adam(lr), seed=seed, steps=steps) for seed in seeds]
-        return sum(run.final_loss for run in runs) / len(runs)
 
-    return min(ADAM_LR_GRID, key=mean_final_loss)
+def _schedule_free(params: Sequence[Tensor], lr: float, _: int) -> torch.optim.Optimizer:
+    try:
+        from schedulefree import AdamWScheduleFree
+    except ImportError:
+        raise _missing("schedulefree-adamw", "schedulefree") from None
+    optimizer: torch.optim.Optimizer = AdamWScheduleFree(params, lr=lr)
+    return optimizer
+
+
+def _adabound(params: Sequence[Tensor], lr: float, _: int) -> torch.optim.Optimizer:
+    try:
+        from pytorch_optimizer import AdaBound
+    except ImportError:
+        raise _missing("adabound", "pytorch_optimizer") from None
+    optimizer: torch.optim.Optimizer = AdaBound(params, lr=lr)
+    return optimizer
+
+
+def _missing(name: str, library: str) -> MissingDependencyError:
+    return MissingDependencyError(
+        f"{name} comes from the library {library}: pip install 'hyperadam[baselines]'"
+    )
+
+
+HAND_DESIGNED: dict[str, Baseline] = {
+    name: Baseline(name, default_lr, build)
+    for name, default_lr, build in (
+        ("sgd", 1e-3, _of_torch(torch.optim.SGD)),
+        ("momentum", 1e-3, _of_torch(torch.optim.SGD, momentum=0.9)),
+        ("adagrad", 1e-2, _of_torch(torch.optim.Adagrad)),
+        ("adadelta", 1.0, _of_torch(torch.optim.Adadelta)),
+        ("rmsprop", 1e-2, _of_torch(torch.optim.RMSprop)),
+        ("adam", 1e-3, _of_torch(torch.optim.Adam)),
+        ("amsgrad", 1e-3, _of_torch(torch.optim.Adam, amsgrad=True)),
+        ("adamw", 1e-3, _of_torch(torch.optim.AdamW)),
+        ("nadam", 2e-3, _of_torch(torch.optim.NAdam)),
+        ("schedulefree-adamw", 2.5e-3, _schedule_free),
+        ("adabound", 1e-3, _adabound),
+    )
+}
+"""Hand-designed optimizers, with the defaults of their libraries."""
+
+LEARNED: dict[str, tuple[type[LearnedOptimizer], str, bool, dict[str, Any]]] = {
+    "dmoptimizer": (DMoptimizer, "dmoptimizer", False, {}),
+    "rnnprop": (RNNprop, "rnnprop", False, {}),
+    "hyperadam": (HyperAdam, "hyperadam", False, {}),
+    "variational-hyperadam": (VariationalHyperAdam, "default", True, {}),
+    "variational-hyperadam-mean": (VariationalHyperAdam, "default", True, {"sample": False}),
+    "variational-hyperadam-isotropic": (IsotropicNoise, "default", True, {}),
+}
+"""Learned optimizers: the class, its own weights, whether it draws noise, its settings. The mean
+and the isotropic one are for the question what the predicted variance is worth."""
+
+OPTIMIZER_NAMES = (*HAND_DESIGNED, *LEARNED)
+
+
+def make_baseline(text: str) -> Baseline:
+    """The optimizer of this name.
+
+    Args:
+        text: a name of :data:`OPTIMIZER_NAMES`; behind a learned one's, ``@`` and bundled weights
+            by name or a weights file by its path.
+
+    Raises:
+        ConfigError: no such optimizer, or weights behind a hand-designed one.
+        WeightsError: the weights can't be used, or are of another rule.
+    """
+    name, at, chosen = text.partition("@")
+    if name in HAND_DESIGNED and not at:
+        return HAND_DESIGNED[name]
+    if name in HAND_DESIGNED:
+        raise ConfigError(f"{name} takes no weights; got {text!r}")
+    if name not in LEARNED:
+        raise ConfigError(unknown_name("optimizer", name, OPTIMIZER_NAMES))
+    kind, own_weights, draws_noise, settings = LEARNED[name]
+    weights = load_weights(chosen if at else own_weights)
+    if weights.rule.name != kind.rule_name:
+        raise WeightsError(f"{text}: these are weights of {weights.rule.name}")
+
+    def build(params: Sequence[Tensor], lr: float, seed: int) -> torch.optim.Optimizer:
+        make: Callable[..., torch.optim.Optimizer] = partial(kind, weights=weights, **settings)
+        return make(params, lr, seed=seed) if draws_noise else make(params, lr)
+
+    shown = f"{name}@{chosen if chosen in bundled_weights() else Path(chosen).stem}" if at else name
+    return Baseline(shown, weights.lr, build, weights.digest())
+
+
+def make_baselines(texts: Sequence[str]) -> list[Baseline]:
+    """The optimizers of these names, each once.
+
+    Raises:
+        ConfigError: none, or two weights files that would have one name.
+        HyperAdamError: see :func:`make_baseline`.
+    """
+    found: dict[str, Baseline] = {}
+    for text in texts:
+        baseline = make_baseline(text)
+        twin = found.setdefault(baseline.name, baseline)
+        if twin.weights != baseline.weights:
+            raise ConfigError(f"two weights files would both be called {baseline.name}: rename one")
+    if not found:
+        raise ConfigError(f"name one or more optimizers: {', '.join(OPTIMIZER_NAMES)}")
+    return list(found.values())

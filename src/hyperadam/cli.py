@@ -13,10 +13,12 @@ from typing import NoReturn
 
 from rich.progress import TextColumn
 
+from hyperadam.baselines import HAND_DESIGNED, OPTIMIZER_NAMES
 from hyperadam.console import (
     demo_table,
     estimate_remarks,
     estimate_table,
+    evaluation_progress,
     meta_train_progress,
     print_table,
     progress_bar,
@@ -27,6 +29,7 @@ from hyperadam.console import (
 from hyperadam.demo import DEFAULT_TASK, draw_demo, run_demo, total_work
 from hyperadam.errors import HyperAdamError
 from hyperadam.estimate import STATE_DTYPES, estimate, parse_count
+from hyperadam.evaluation import SCHEDULES, SUITES, EvaluationConfig, evaluate, write_report
 from hyperadam.metatrain import MetaTrainConfig, RunLabel, run_meta_training, source_version
 from hyperadam.metatrain.run import UNSPECIFIED
 from hyperadam.presets import PRESETS, preset
@@ -70,7 +73,9 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_demo(commands)
     _add_estimate(commands)
+    _add_evaluate(commands)
     _add_meta_train(commands)
+    _add_report(commands)
     _add_tasks(commands)
     _add_weights(commands)
     return parser
@@ -144,6 +149,94 @@ def _add_estimate(commands: argparse._SubParsersAction[_Parser]) -> None:
     )
     cost.add_argument("--device", default="cpu", metavar="DEVICE", help="cpu or cuda (%(default)s)")
     cost.set_defaults(run=_estimate)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    """A list with commas."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _lr(text: str) -> str | float:
+    if text in ("default", "grid"):
+        return text
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"must be default, grid or a number; got {text!r}"
+        ) from None
+
+
+def _add_evaluate(commands: argparse._SubParsersAction[_Parser]) -> None:
+    suites = "; ".join(f"{suite.name}: {suite.about}" for suite in SUITES.values())
+    evaluation = commands.add_parser(
+        "evaluate",
+        help="train a suite of tasks under several optimizers",
+        description="Train a suite of tasks under several optimizers. Runs that the folder has are "
+        "not made again: interrupted or killed, the same command goes on.",
+        epilog=f"Suites: {suites}. Optimizers: {', '.join(OPTIMIZER_NAMES)}; behind a learned "
+        "one's name, @WEIGHTS takes bundled weights by name or a weights file.",
+    )
+    evaluation.add_argument("--suite", required=True, metavar="NAME", help="which tasks")
+    evaluation.add_argument("--out", type=Path, required=True, help="folder of the results")
+    evaluation.add_argument(
+        "--optimizers",
+        type=_names,
+        default=(*HAND_DESIGNED, "variational-hyperadam"),
+        metavar="NAME[@WEIGHTS],...",
+        help="which optimizers (the hand-designed ones and variational-hyperadam)",
+    )
+    evaluation.add_argument(
+        "--tasks", type=_names, default=(), metavar="GLOB,...", help="a part of the suite (all)"
+    )
+    evaluation.add_argument(
+        "--seeds",
+        type=_at_least(1),
+        default=10,
+        metavar="N",
+        help="reported runs of each task and optimizer (%(default)s)",
+    )
+    evaluation.add_argument(
+        "--lr",
+        type=_lr,
+        metavar="default|grid|X",
+        help="learning rates: each optimizer's default, the best of a grid, or one for all (the "
+        "grid for hand-designed optimizers, the default for learned ones)",
+    )
+    evaluation.add_argument(
+        "--tuning-seeds",
+        type=_at_least(1),
+        metavar="N",
+        help="runs that judge a learning rate of a grid (the suite's)",
+    )
+    evaluation.add_argument(
+        "--steps", type=_at_least(1), metavar="T", help="steps of each run (the suite's)"
+    )
+    evaluation.add_argument(
+        "--schedule",
+        choices=SCHEDULES,
+        default="none",
+        help="of the learning rate (%(default)s)",
+    )
+    evaluation.add_argument(
+        "--jobs",
+        type=_at_least(1),
+        default=1,
+        metavar="N",
+        help="runs at a time, which share the cores (%(default)s)",
+    )
+    _add_data_dir(evaluation)
+    evaluation.set_defaults(run=_evaluate)
+
+
+def _add_report(commands: argparse._SubParsersAction[_Parser]) -> None:
+    report = commands.add_parser(
+        "report",
+        help="write what an evaluation found",
+        description="Write report.html and report.md into a folder of results.",
+    )
+    report.add_argument("folder", type=Path, metavar="DIR", help="folder of the results")
+    report.set_defaults(run=_report)
 
 
 def _add_data_dir(parser: argparse.ArgumentParser) -> None:
@@ -268,6 +361,43 @@ def _estimate(arguments: argparse.Namespace) -> int:
     )
     print_table(estimate_table(result))
     print("\n".join(estimate_remarks(result)))
+    return 0
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    _check_data_dir(arguments.data_dir)
+    config = EvaluationConfig(
+        suite=arguments.suite,
+        optimizers=arguments.optimizers,
+        seeds=arguments.seeds,
+        tasks=arguments.tasks,
+        lr="standard" if arguments.lr is None else arguments.lr,
+        steps=arguments.steps,
+        schedule=arguments.schedule,
+        tuning_seeds=arguments.tuning_seeds,
+    )
+    with evaluation_progress() as progress:
+        outcome = evaluate(
+            config,
+            arguments.out,
+            jobs=arguments.jobs,
+            data_dir=arguments.data_dir,
+            progress=progress,
+        )
+    print(
+        f"{outcome.made} runs made, {outcome.kept} were there; of those to report, "
+        f"{outcome.diverged} of the new ones diverged"
+    )
+    if not outcome.finished:
+        print("stopped; the same command goes on")
+        return INTERRUPTED
+    print(f"to read them: {shlex.join(['hyperadam', 'report', str(arguments.out)])}")
+    return 0
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    paths = write_report(arguments.folder)
+    print(f"page: {paths.html}\nMarkdown: {paths.markdown}")
     return 0
 
 

@@ -21,6 +21,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from hyperadam.demo import Demo
     from hyperadam.estimate import Estimate
+    from hyperadam.evaluation import Progress as EvaluationProgress
     from hyperadam.metatrain import MetaStep, MetaTrainer
     from hyperadam.tasks import TaskEntry
     from hyperadam.weights import Weights
@@ -81,6 +82,30 @@ def meta_train_progress() -> Iterator[
             )
 
         yield started, progress
+
+
+@contextmanager
+def evaluation_progress() -> Iterator[Callable[[EvaluationProgress], None]]:
+    """A bar over training runs, with the latest one.
+
+    Yields:
+        What to call after each run.
+    """
+    with progress_bar(TextColumn("{task.description}")) as bar:
+        task = bar.add_task("", total=None)
+
+        def progress(now: EvaluationProgress) -> None:
+            run = now.latest
+            kind = "tuning" if run.is_tuning else f"seed {run.seed}"
+            bar.update(
+                task,
+                completed=now.made,
+                total=now.known,
+                description=f"{run.task} {run.optimizer} lr {run.lr:g} {kind}: "
+                f"{run.final_loss:.4g}",
+            )
+
+        yield progress
 
 
 def demo_table(demo: Demo) -> Table:

@@ -10,15 +10,16 @@ from pathlib import Path
 
 import numpy as np
 
-from hyperadam.baselines import ADAM_DEFAULT_LR, ADAM_LR_GRID, adam, tune_adam
-from hyperadam.evaluation import OptimizerFactory, TrainingRun, train
+from hyperadam.baselines import HAND_DESIGNED
+from hyperadam.evaluation import OptimizerFactory, TrainingRun, train, tune
+from hyperadam.evaluation.tuning import tuning_seeds
 from hyperadam.files import atomic_write
 from hyperadam.optim import VariationalHyperAdam
 from hyperadam.tasks import Task
 from hyperadam.weights import Weights
 
 DEFAULT_TASK = "digits-mlp1-sigmoid"
-TUNING_SEEDS = range(1_000_000, 1_000_003)
+TUNING_SEEDS = tuning_seeds(3)
 POSTERIOR_DRAWS = 10
 BAND = (5, 95)
 
@@ -102,13 +103,23 @@ def run_demo(
             advance(name)
         return Entry(name, lr, runs)
 
-    best_lr = tune_adam(task, seeds=TUNING_SEEDS, steps=steps)
+    def adam(lr: float) -> OptimizerFactory:
+        return lambda params: HAND_DESIGNED["adam"].build(params, lr, 0)
+
+    def mean_final_loss(lr: float) -> float:
+        runs = [
+            train(task, adam(lr), seed=seed, steps=steps, validate=False) for seed in TUNING_SEEDS
+        ]
+        return float(np.mean([run.final_loss for run in runs]))
+
+    default_lr = HAND_DESIGNED["adam"].default_lr
+    best_lr = tune(default_lr, mean_final_loss)
     advance("Adam's grid")
     demo = Demo(
         task=task.name,
         ours=entry("Variational HyperAdam", weights.lr, ours),
-        adam_tuned=entry(f"Adam, best lr of {len(ADAM_LR_GRID)}", best_lr, lambda _: adam(best_lr)),
-        adam_default=entry("Adam, default lr", ADAM_DEFAULT_LR, lambda _: adam(ADAM_DEFAULT_LR)),
+        adam_tuned=entry("Adam, best lr", best_lr, lambda _: adam(best_lr)),
+        adam_default=entry("Adam, default lr", default_lr, lambda _: adam(default_lr)),
         posterior=[],
     )
     run = partial(train, task, seed=0, steps=steps)

@@ -45,6 +45,8 @@ def test_auto_takes_the_kernel_where_it_serves():
         (VariationalHyperAdamRule(channels=33), "at most 32 channels, not 33"),
         (VariationalHyperAdamRule(state_layers=2), "one state layer, not 2"),
         (VariationalHyperAdamRule(moment_decays=(0.5,) * 9), "at most 8 moment decays, not 9"),
+        (VariationalHyperAdamRule(lstm=False), "does not have lstm=False"),
+        (VariationalHyperAdamRule(preprocessing=False), "does not have preprocessing=False"),
         (HyperAdamRule(), "serves variational-hyperadam only, not hyperadam"),
     ],
 )

@@ -3,11 +3,12 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 
 from hyperadam.errors import ConfigError
-from hyperadam.metatrain import MetaTrainConfig
+from hyperadam.metatrain import MetaTrainConfig, MetaTrainer
 from hyperadam.presets import PRESETS, preset
-from hyperadam.rule import RNNpropRule, VariationalHyperAdamRule
+from hyperadam.rule import RULES, RNNpropRule, VariationalHyperAdamRule
 
 
 def test_the_paper_preset_is_the_papers_recipe():
@@ -43,6 +44,61 @@ def test_meta_steps_are_shared_by_the_tasks_of_a_step():
 def test_presets_survive_json(name):
     config = PRESETS[name]
     assert MetaTrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def difference(config, other):
+    """Settings of a configuration that are not another's, the rule's by ``rule.NAME``."""
+
+    def flat(values):
+        rule = {f"rule.{name}": value for name, value in values["rule"].items()}
+        return values | rule | {"rule": None}
+
+    ours, theirs = flat(config.to_dict()), flat(other.to_dict())
+    return {name: value for name, value in ours.items() if theirs.get(name) != value}
+
+
+def test_an_ablation_differs_from_the_full_recipe_in_one_thing():
+    full = preset("ablation-full")
+    assert full == preset("digits-stable")
+    by_reference = {"backend": "reference"}  # no kernel serves them
+    assert {
+        name.removeprefix("ablation-"): difference(config, full)
+        for name, config in PRESETS.items()
+        if name.startswith("ablation-")
+    } == {
+        "full": {},
+        "no-lstm": {"rule.lstm": False} | by_reference,
+        "no-preprocessing": {"rule.preprocessing": False} | by_reference,
+        "no-random-scaling": {"random_scaling": 0.0},
+        "no-convex": {"convex_dim": 0},
+        "candidates-1": {"rule.channels": 1},
+        "candidates-5": {"rule.channels": 5},
+        "candidates-10": {"rule.channels": 10},
+        "no-varblock": {"rule.var_block": False},
+    }
+
+
+def test_the_learned_baselines_have_the_papers_recipe():
+    for name in ("hyperadam", "rnnprop", "dmoptimizer"):
+        config = preset(f"paper-{name}")
+        assert config.rule == RULES[name]()
+        changed = {key for key in difference(config, preset("paper")) if "rule." not in key}
+        assert changed == {"backend"}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", sorted(set(PRESETS) - {"paper", "digits", "smoke"}))
+def test_every_preset_trains(name):
+    """One unroll of two inner runs side by side; theta moves and nothing warns."""
+    short = ["task=digits-mlp1-sigmoid", "unroll_length=3", "trajectory_length=3", "inner_runs=2"]
+    trainer = MetaTrainer(preset(name).with_overrides([*short, "tasks_per_step=2"]))
+    before = {key: value.detach().clone() for key, value in trainer.theta.items()}
+    record = trainer.meta_step()
+    assert record.applied
+    assert record.grad_norm > 0
+    assert (record.kl != 0) == trainer.config.rule.has_variance
+    moved = {key for key, value in trainer.theta.items() if not torch.equal(value, before[key])}
+    assert moved == set(before)
 
 
 def test_overrides():

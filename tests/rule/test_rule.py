@@ -12,6 +12,7 @@ from conftest import random_theta
 from hyperadam.errors import ConfigError
 from hyperadam.rule import (
     RULES,
+    AdamCandidatesRule,
     DMoptimizerRule,
     HyperAdamRule,
     RNNpropRule,
@@ -30,6 +31,10 @@ OPTIONS = {
     "bound": VariationalHyperAdamRule(channels=3, candidate_bound=0.5),
     "decays": VariationalHyperAdamRule(channels=3, moment_decays=(0.5, 0.9, 0.99)),
     "no variance": VariationalHyperAdamRule(channels=3, var_block=False),
+    "no lstm": VariationalHyperAdamRule(channels=3, lstm=False),
+    "no preprocessing": VariationalHyperAdamRule(channels=3, state_layers=2, preprocessing=False),
+    "hyperadam without lstm": HyperAdamRule(channels=3, lstm=False),
+    "hyperadam without preprocessing": HyperAdamRule(channels=3, preprocessing=False),
     "prior": VariationalHyperAdamRule(
         channels=3, kl_prior_mean="fixed_moments", kl_prior_scale=0.5
     ),
@@ -60,6 +65,8 @@ def test_the_papers_values_are_the_defaults():
         "state_layers": 1,
         "column_norm": "euclidean",
         "candidate_bound": None,
+        "lstm": True,
+        "preprocessing": True,
         "moment_decays": (0.95,),
         "var_block": True,
         "kl_prior_mean": "none",
@@ -149,6 +156,89 @@ def test_permuting_coordinates_permutes_updates(rule_name, order):
     plain, _ = run(rule, theta, grads)
     permuted, _ = run(rule, theta, grads[:, order])
     torch.testing.assert_close(permuted.mean_N, plain.mean_N[order], rtol=1e-9, atol=1e-12)
+
+
+def test_without_the_lstm_h_is_the_preprocessed_features():
+    """Against the equations of docs/method.md, two steps."""
+    rule = VariationalHyperAdamRule(channels=3, lstm=False)
+    assert not any("lstm" in name for name in rule.theta_shapes())
+    assert set(rule.state_widths()) == set(VariationalHyperAdamRule().state_widths()) - {
+        "h_NLH",
+        "c_NLH",
+    }
+    theta = random_theta(rule, F64)
+    grads = torch.randn(2, 5, dtype=F64)
+    explanation = rule.explain(theta, run(rule, theta, grads[:1])[1], grads[1])
+    s = ((0.95 * 0.05 * grads[0] ** 2 + 0.05 * grads[1] ** 2) / (1 - 0.95**2)).sqrt() + 1e-8
+    average = (0.95 * 0.05 * grads[0] + 0.05 * grads[1]) / (1 - 0.95**2)
+    features = torch.stack([grads[1] / s, average / s], dim=1)
+    elu = torch.nn.functional.elu
+    h = elu(features @ theta["pre_linear.weight"].T + theta["pre_linear.bias"])
+    rho = elu(h @ theta["post_linear.weight"].T + theta["post_linear.bias"])
+    torch.testing.assert_close(explanation.rho_NH, rho)
+    log_var = h @ theta["linear_var1.weight"].T + theta["linear_var1.bias"]
+    torch.testing.assert_close(explanation.log_var_N, log_var[:, 0])
+
+
+def test_without_preprocessing_the_features_enter_the_lstm():
+    rule = VariationalHyperAdamRule(channels=3, preprocessing=False, moment_decays=(0.5, 0.9))
+    shapes = rule.theta_shapes()
+    assert shapes["lstm1.weight"] == (12, 4 + 3)
+    assert not any("pre_linear" in name for name in shapes)
+    theta = random_theta(rule, F64)
+    grads = torch.randn(1, 5, dtype=F64)
+    _, state = run(rule, theta, grads)
+    # At the first step every feature is the gradient's sign, over the column's norm.
+    features = torch.sign(grads[0])[:, None].expand(5, 4) / math.sqrt(5)
+    gates = features @ theta["lstm1.weight"][:, :4].T + theta["lstm1.bias"]
+    i, j, _, o = gates.chunk(4, dim=1)
+    c = torch.sigmoid(i) * torch.tanh(j)
+    torch.testing.assert_close(state.c_NLH[:, 0], c, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(
+        state.h_NLH[:, 0], torch.sigmoid(o) * torch.tanh(c), rtol=1e-5, atol=1e-7
+    )
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 33])
+def test_any_number_of_coordinates(rule, count):
+    update, state = run(rule, random_theta(rule), torch.randn(3, count))
+    assert update.mean_N.shape == (count,)
+    assert bool(torch.isfinite(update.mean_N).all())
+    assert int(state.step) == 3
+
+
+def test_options_at_their_defaults_are_no_part_of_the_identity():
+    """So the digests of weights from before an option stay what they were."""
+    for cls in (VariationalHyperAdamRule, HyperAdamRule):
+        assert cls().identity() == {"rule": cls.name}
+        assert cls(lstm=False).identity() == {"rule": cls.name, "lstm": False}
+        assert cls(preprocessing=False).identity() == {"rule": cls.name, "preprocessing": False}
+
+
+def test_explain_is_the_inside_of_the_step(rule):
+    theta = random_theta(rule, F64)
+    grads = torch.randn(4, 7, dtype=F64)
+    _, state = run(rule, theta, grads[:3])
+    if not isinstance(rule, AdamCandidatesRule):
+        assert not hasattr(rule, "explain")
+        return
+    before = {name: value.clone() for name, value in state.tensors().items()}
+    inside = rule.explain(theta, state, grads[3])
+    assert all(torch.equal(value, before[name]) for name, value in state.tensors().items())
+    update, new = rule.step(theta, state, grads[3])
+    assert torch.equal(inside.mean_N, update.mean_N)
+    assert torch.equal((inside.rho_NH * inside.a_NH).sum(dim=-1), update.mean_N)
+    if update.log_var_N is None:
+        assert inside.log_var_N is None
+    else:
+        assert torch.equal(inside.log_var_N, update.log_var_N)
+    m_NH = inside.beta_NH * state.m_NH + (1 - inside.beta_NH) * grads[3][:, None]
+    v_NH = inside.gamma_NH * state.v_NH + (1 - inside.gamma_NH) * grads[3][:, None] ** 2
+    torch.testing.assert_close(new.m_NH, m_NH)
+    torch.testing.assert_close(new.v_NH, v_NH)
+    doubled = inside.map(lambda value: 2 * value)
+    assert torch.equal(doubled.gamma_NH, 2 * inside.gamma_NH)
+    assert (doubled.log_var_N is None) == (inside.log_var_N is None)
 
 
 def test_candidates_are_bounded():
@@ -279,6 +369,10 @@ def test_sample():
         (VariationalHyperAdamRule, {"moment_decays": (1.0,)}, "moment_decays"),
         (VariationalHyperAdamRule, {"kl_prior_mean": "zero"}, "kl_prior_mean"),
         (VariationalHyperAdamRule, {"kl_prior_scale": 0.0}, "kl_prior_scale"),
+        (VariationalHyperAdamRule, {"lstm": 0}, "lstm must be True or False"),
+        (VariationalHyperAdamRule, {"lstm": False, "preprocessing": False}, "both be False"),
+        (VariationalHyperAdamRule, {"lstm": False, "state_layers": 2}, "state_layers"),
+        (HyperAdamRule, {"preprocessing": None}, "preprocessing must be True or False"),
         (HyperAdamRule, {"candidate_bound": -1.0}, "candidate_bound"),
         (RNNpropRule, {"moment_decays": (0.0,)}, "moment_decays"),
         (DMoptimizerRule, {"channels": -1}, "channels"),

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import math
+import resource
+import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.optim.lr_scheduler import CosineAnnealingLR
 
+from hyperadam.evaluation.records import FINAL_STEPS
+from hyperadam.evaluation.trace import Tracer
 from hyperadam.tasks import Task, derive_seed, make_generator
 
-OptimizerFactory = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
+OptimizerFactory = Callable[[Sequence[Tensor]], torch.optim.Optimizer]
 
-FINAL_STEPS = 10
-"""The final loss of a run is the mean over this many last steps, as in the papers."""
+Schedule = Literal["none", "cosine"]
+SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -23,24 +32,43 @@ class TrainingRun:
     """One training run of T steps.
 
     Attributes:
-        train_loss_T: loss of each step's batch before its update.
-        train_loss_post_T: loss of the same batch after its update.
+        train_loss_T: loss of each step's batch before its update; NaN from the first that is not
+            finite, where the run ends.
+        train_loss_post_T: loss of the same batch after its update; likewise.
         metrics: of the task's held-out data, at the end.
-        optimizer_seconds: time spent in ``optimizer.step()``, in all.
+        wall_seconds: of training: batches, gradients, updates. What only measures does not count.
+        optimizer_seconds: in ``optimizer.step()`` among them.
+        peak_bytes: peak of the process's memory during the run.
     """
 
     train_loss_T: np.ndarray
     train_loss_post_T: np.ndarray
     metrics: dict[str, float]
+    wall_seconds: float
     optimizer_seconds: float
+    peak_bytes: int
 
     @property
     def final_loss(self) -> float:
-        """Mean post-update loss of the last steps; NaN or infinite where the run diverged."""
+        """Mean post-update loss of the last steps; NaN where the run was not finite."""
         return float(self.train_loss_post_T[-FINAL_STEPS:].mean())
 
+    @property
+    def diverged(self) -> bool:
+        """Whether a loss was not finite, or the end is above every one of the first steps."""
+        return not self.final_loss <= self.train_loss_T[:FINAL_STEPS].max()
 
-def train(task: Task, factory: OptimizerFactory, *, seed: int, steps: int) -> TrainingRun:
+
+def train(
+    task: Task,
+    factory: OptimizerFactory,
+    *,
+    seed: int,
+    steps: int,
+    schedule: Schedule = "none",
+    validate: bool = True,
+    tracer: Tracer | None = None,
+) -> TrainingRun:
     """Train from scratch.
 
     Args:
@@ -48,24 +76,73 @@ def train(task: Task, factory: OptimizerFactory, *, seed: int, steps: int) -> Tr
         factory: makes the optimizer for a list of parameters.
         seed: of the initial parameters and of the data order.
         steps: how many.
+        schedule: of the learning rate: constant, or annealed to 0 along half a cosine.
+        validate: compute the task's metrics at the end.
+        tracer: records what a learned optimizer predicts.
     """
     initial = task.init_params(make_generator(seed, "params"))
     params = {name: value.requires_grad_() for name, value in initial.items()}
     optimizer = factory(list(params.values()))
+    scheduler = CosineAnnealingLR(optimizer, T_max=steps) if schedule == "cosine" else None
     data_seed = derive_seed(seed, "data")
-    before, after = np.empty(steps), np.empty(steps)
-    seconds = 0.0
+    before, after = np.full(steps, math.nan), np.full(steps, math.nan)
+    wall = in_optimizer = 0.0
+    _forget_peak()
+    _set_mode(optimizer, training=True)
     for step in range(steps):
+        start = time.perf_counter()
         batch = task.batch(data_seed, step)
         optimizer.zero_grad()
         loss = task.loss(params, batch)
         loss.backward()
+        wall += time.perf_counter() - start
+        if tracer is not None:
+            tracer.before_step(step, optimizer, list(params))
         start = time.perf_counter()
         optimizer.step()
-        seconds += time.perf_counter() - start
+        seconds = time.perf_counter() - start
+        in_optimizer, wall = in_optimizer + seconds, wall + seconds
+        if scheduler is not None:
+            scheduler.step()
         before[step] = float(loss.detach())
-        with torch.no_grad():
+        with torch.no_grad(), _evaluating(optimizer):
             after[step] = float(task.loss(params, batch))
-    with torch.no_grad():
-        metrics = task.validate(params)
-    return TrainingRun(before, after, metrics, seconds)
+        if not (math.isfinite(before[step]) and math.isfinite(after[step])):
+            before[step:] = after[step:] = math.nan
+            break
+    peak = _peak_bytes()
+    metrics: dict[str, float] = {}
+    if validate:
+        with torch.no_grad(), _evaluating(optimizer):
+            metrics = task.validate(params)
+    return TrainingRun(before, after, metrics, wall, in_optimizer, peak)
+
+
+def _set_mode(optimizer: torch.optim.Optimizer, *, training: bool) -> None:
+    """Schedule-free optimizers hold one point in training and another one to be used."""
+    change = getattr(optimizer, "train" if training else "eval", None)
+    if change is not None:
+        change()
+
+
+@contextlib.contextmanager
+def _evaluating(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    _set_mode(optimizer, training=False)
+    yield
+    _set_mode(optimizer, training=True)
+
+
+def _forget_peak() -> None:
+    """Start the account of the process's peak memory anew, where the system can."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def _peak_bytes() -> int:
+    """Peak memory since :func:`_forget_peak`; where the system can't tell, the process's."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+            if line.startswith("VmHWM:"):
+                return 1024 * int(line.split()[1])
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak

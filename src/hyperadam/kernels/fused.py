@@ -30,6 +30,9 @@ def why_not(rule: Rule) -> str | None:
     """Why the fused passes can't serve a rule; None where they can."""
     if not isinstance(rule, VariationalHyperAdamRule):
         return f"it serves {VariationalHyperAdamRule.name} only, not {rule.name}"
+    for name in ("lstm", "preprocessing"):
+        if not getattr(rule, name):
+            return f"it does not have {name}=False"
     if rule.state_layers != 1:
         return f"it has one state layer, not {rule.state_layers}"
     if rule.channels > MAX_CHANNELS:

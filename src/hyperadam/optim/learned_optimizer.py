@@ -12,7 +12,7 @@ import math
 import numbers
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args, overload
 
@@ -21,9 +21,16 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from hyperadam.errors import ConfigError, WeightsError, unknown_name
-from hyperadam.kernels import BACKENDS, Part, TileLayout, tiled_rule
+from hyperadam.kernels import BACKENDS, Lanes, Part, TileLayout, tiled_rule
 from hyperadam.optim.arena import Arena, as_real, keys, named
-from hyperadam.rule import MAX_SEED
+from hyperadam.rule import (
+    MAX_SEED,
+    AdamCandidatesRule,
+    Explanation,
+    RuleState,
+    Theta,
+    cat_states,
+)
 from hyperadam.weights import Weights, load_weights
 
 Nonfinite = Literal["skip", "raise"]
@@ -65,7 +72,13 @@ def _is_bad(value: object) -> bool:
 
 
 class LearnedOptimizer(torch.optim.Optimizer):
-    """Base of the optimizers that apply a meta-trained rule; see :class:`VariationalHyperAdam`."""
+    """Base of the optimizers that apply a meta-trained rule.
+
+    Args:
+        own_defaults: settings of the class's groups that others don't have, with their defaults.
+
+    The other arguments: see :class:`VariationalHyperAdam`.
+    """
 
     rule_name: ClassVar[str]
     """Name of the rule whose weights the class takes."""
@@ -75,23 +88,18 @@ class LearnedOptimizer(torch.optim.Optimizer):
         params: ParamsT,
         lr: float | Tensor | None = None,
         *,
-        weights: str | Path | Weights = "default",
+        weights: str | Path | Weights,
         weight_decay: float = 0.0,
         decoupled_weight_decay: bool = False,
-        sample: bool = True,
-        seed: int = 0,
         backend: str = "auto",
         state_dtype: StateDtype = "float32",
         nonfinite: Nonfinite = "skip",
         maximize: bool = False,
+        own_defaults: Mapping[str, Any] | None = None,
     ) -> None:
         if not isinstance(weights, Weights):
             weights = load_weights(weights)
-        if weights.rule.name != self.rule_name:
-            raise WeightsError(
-                f"{type(self).__name__} takes weights of the rule {self.rule_name}; these are of "
-                f"{weights.rule.name}"
-            )
+        self._check_weights(weights)
         if nonfinite not in get_args(Nonfinite):
             raise ConfigError(unknown_name("nonfinite", str(nonfinite), get_args(Nonfinite)))
         if state_dtype not in get_args(StateDtype):
@@ -108,10 +116,9 @@ class LearnedOptimizer(torch.optim.Optimizer):
             "lr": weights.lr if lr is None else lr,
             "weight_decay": weight_decay,
             "decoupled_weight_decay": decoupled_weight_decay,
-            "sample": sample,
-            "seed": seed,
             "maximize": maximize,
             "weights_id": weights.digest(),
+            **(own_defaults or {}),
         }
         super().__init__(params, defaults)
         # Memory is taken here, so that what does not fit fails before the first step.
@@ -119,6 +126,13 @@ class LearnedOptimizer(torch.optim.Optimizer):
         devices = {param.device for param in trained}
         if len(devices) == 1 and torch.device("meta") not in devices:
             self._allocate(trained)
+
+    def _check_weights(self, weights: Weights) -> None:
+        if weights.rule.name != self.rule_name:
+            raise WeightsError(
+                f"{type(self).__name__} takes weights of the rule {self.rule_name}; these are of "
+                f"{weights.rule.name}"
+            )
 
     @property
     def skipped_steps(self) -> int:
@@ -143,7 +157,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
             if misplaced:
                 raise ConfigError(f"{misplaced[0]} is a setting of the optimizer, not of a group")
             # Plain numbers: NumPy's would not pass torch.load(weights_only=True).
-            group["seed"] = int(group["seed"])
+            if "seed" in group:
+                group["seed"] = int(group["seed"])
             for name in ("lr", "weight_decay"):
                 if not isinstance(group[name], Tensor):
                     group[name] = float(group[name])
@@ -160,12 +175,15 @@ class LearnedOptimizer(torch.optim.Optimizer):
         for name in ("lr", "weight_decay"):
             if _is_bad(group[name]):
                 raise ConfigError(f"{name} must be a number, at or above 0; got {group[name]!r}")
-        seed = group["seed"]
+        for name in ("sample", "seed"):
+            if name in group and name not in self.defaults:
+                raise ConfigError(f"{type(self).__name__} draws no noise: it has no {name!r}")
+        seed = group.get("seed", 0)
         integral = isinstance(seed, numbers.Integral) and not isinstance(seed, bool)
         if not integral or not 0 <= seed <= MAX_SEED:
             raise ConfigError(f"seed must be an integer from 0 to 2^63 - 1; got {seed!r}")
         for name in ("decoupled_weight_decay", "sample", "maximize"):
-            if not isinstance(group[name], bool):
+            if not isinstance(group.get(name, False), bool):
                 raise ConfigError(f"{name} must be True or False; got {group[name]!r}")
 
     # -- step -----------------------------------------------------------------------------------
@@ -224,21 +242,13 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
     def _allocate(self, params: list[Tensor]) -> None:
         """Make an arena for these parameters, with the state that they have."""
-        devices = {param.device for param in params}
-        if len(devices) > 1:
-            raise RuntimeError(
-                f"{type(self).__name__} needs all parameters on one device, since its column "
-                f"norms run over all of them; got {sorted(map(str, devices))}"
-            )
-        (device,) = devices
+        device = self._only_device(params)
         dtype = self._compute_dtype(params)
         state_dtype = torch.bfloat16 if self.state_dtype == "bfloat16" else dtype
         if state_dtype == torch.bfloat16 and dtype != torch.float32:
             raise ConfigError("state_dtype='bfloat16' does not go with parameters of float64")
         rule = self.weights.rule
-        theta = {
-            name: value.to(device=device, dtype=dtype) for name, value in self.weights.theta.items()
-        }
+        theta = self._theta(device, dtype)
         tiled = tiled_rule(rule, theta, backend=self.backend, state_dtype=state_dtype)
         arena = Arena(params, rule, dtype, state_dtype)
         for param, number in arena.index.items():
@@ -250,6 +260,19 @@ class LearnedOptimizer(torch.optim.Optimizer):
         self._skipped = self._skipped.to(device)
         self._parts_key: tuple[Any, ...] = ()
         self._stepped: set[Tensor] = set()
+
+    def _only_device(self, params: Iterable[Tensor]) -> torch.device:
+        devices = {param.device for param in params}
+        if len(devices) > 1:
+            raise RuntimeError(
+                f"{type(self).__name__} needs all parameters on one device, since its column "
+                f"norms run over all of them; got {sorted(map(str, devices))}"
+            )
+        return devices.pop()
+
+    def _theta(self, device: torch.device, dtype: torch.dtype) -> Theta:
+        theta = self.weights.theta
+        return {name: value.to(device=device, dtype=dtype) for name, value in theta.items()}
 
     @staticmethod
     def _compute_dtype(params: Iterable[Tensor]) -> torch.dtype:
@@ -265,21 +288,23 @@ class LearnedOptimizer(torch.optim.Optimizer):
             dtype = self._compute_dtype(arena.index)
             if same_device and dtype == arena.lanes.grad.dtype:
                 return arena
-        wanted = {each.key for each in active}
-        self._allocate(
-            [
-                param
-                for param, _, _ in self._numbered_params()
-                if param in wanted or param.requires_grad or self.state.get(param)
-            ]
-        )
+        self._allocate(self._trained(active))
         assert self._arena is not None
         return self._arena
+
+    def _trained(self, active: list[_Active]) -> list[Tensor]:
+        """The parameters that an arena is for."""
+        wanted = {each.key for each in active}
+        return [
+            param
+            for param, _, _ in self._numbered_params()
+            if param in wanted or param.requires_grad or self.state.get(param)
+        ]
 
     def _parts(self, arena: Arena, active: list[_Active]) -> tuple[Part, ...]:
         """What takes a step, for the kernels; made anew when something about it changes."""
         key = tuple(
-            (arena.index[each.key], each.start, each.group["seed"], each.group["sample"])
+            (arena.index[each.key], each.start, *self._noise_settings(each.group))
             for each in active
         )
         if key != self._parts_key:
@@ -293,6 +318,10 @@ class LearnedOptimizer(torch.optim.Optimizer):
             self._active_numbers = numbers
             self._parts_key = key
         return self._active_parts
+
+    def _noise_settings(self, group: dict[str, Any]) -> tuple[int, bool]:
+        """A group's seed, of the noise and of stochastic rounding, and whether it is sampled."""
+        return group.get("seed", 0), group.get("sample", False)
 
     # -- the parts of a step --------------------------------------------------------------------
 
@@ -309,11 +338,12 @@ class LearnedOptimizer(torch.optim.Optimizer):
             finite = self._tiled_rule.step(arena.state, parts, steps_P, arena.lanes)
         if self.nonfinite == "raise" and not bool(finite):
             self._raise_nonfinite(active)
-        if finite.device.type == "cpu":
-            if not bool(finite):
-                self._skip()
-                return
-        else:  # without waiting for the device: a direction of 0 where the gradient is not finite
+        on_cpu = finite.device.type == "cpu"
+        if on_cpu and not bool(finite):
+            self._skip()
+            return
+        self._redirect(arena.lanes, parts, steps_P)
+        if not on_cpu:  # without waiting for the device: where it is not finite, a direction of 0
             self._skipped += ~finite
             arena.lanes.grad.masked_fill_(~finite, 0)
         for param in new:
@@ -321,6 +351,9 @@ class LearnedOptimizer(torch.optim.Optimizer):
         arena.steps_P.index_add_(0, self._active_numbers, finite.to(torch.int64).expand(len(parts)))
         self._move(active, directions, finite)
         self._stepped.update(each.key for each in active)
+
+    def _redirect(self, lanes: Lanes, parts: Sequence[Part], steps_P: Tensor) -> None:
+        """Where a subclass can change the rule's directions in place before they are applied."""
 
     @staticmethod
     def _gather(active: list[_Active], lanes: list[Tensor]) -> None:
@@ -376,6 +409,67 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 RuntimeWarning,
                 stacklevel=6,
             )
+
+    # -- looking inside -------------------------------------------------------------------------
+
+    @property
+    def explains(self) -> bool:
+        """Whether :meth:`explain` has something to say: whether the rule has candidates."""
+        return isinstance(self.weights.rule, AdamCandidatesRule)
+
+    @torch.no_grad()
+    def explain(self) -> dict[Tensor, Explanation]:
+        """What is inside the step that :meth:`step` would make of the present gradients.
+
+        Nothing is changed. The rule's own code computes it, so it agrees with a kernel's step up
+        to rounding. Gradients that are not finite give numbers that mean nothing.
+
+        Returns:
+            For each parameter that has a gradient, the rule's explanation, whose tensors have the
+            parameter's shape (a complex one's viewed as real) in place of N.
+
+        Raises:
+            ValueError: the rule has no candidate directions.
+            RuntimeError: a sparse gradient, or parameters on several devices.
+        """
+        rule = self.weights.rule
+        if not isinstance(rule, AdamCandidatesRule):
+            raise ConfigError(f"{rule.name} has no candidate directions to explain")
+        active = self._active()
+        if not active:
+            return {}
+        trained = self._trained(active)
+        device, dtype = self._only_device(trained), self._compute_dtype(trained)
+        params = [as_real(each.key) for each in active]
+        lanes = [torch.empty(param.shape, dtype=dtype, device=device) for param in params]
+        self._gather(active, lanes)
+        grad_N = torch.cat([lane.flatten() for lane in lanes])
+        states = [self._rule_state(each.key, dtype) for each in active]
+        sizes = [param.numel() for param in params]
+        state = cat_states(states, sizes)
+        with torch.autocast(device.type, enabled=False):
+            whole = rule.explain(self._theta(device, dtype), state, grad_N)
+        pieces: list[dict[str, Tensor]] = [{} for _ in params]
+        for name, values in vars(whole).items():
+            if values is not None:
+                for piece, part, param in zip(pieces, values.split(sizes), params, strict=True):
+                    piece[name] = part.view((*param.shape, *part.shape[1:]))
+        return {each.key: Explanation(**piece) for each, piece in zip(active, pieces, strict=True)}
+
+    def _rule_state(self, param: Tensor, dtype: torch.dtype) -> RuleState:
+        """A parameter's state in the rule's own form, a copy."""
+        layout = TileLayout.of(self.weights.rule)
+        count = as_real(param).numel()
+        state = self.weights.rule.init_state(count, dtype=dtype, device=param.device)
+        entry = self.state.get(param)
+        if not entry:
+            return state
+        fields = named(entry, param, layout)
+        columns = {
+            field: fields[key].reshape(count, *layout.widths[field]).to(dtype)
+            for field, key in keys(layout).items()
+        }
+        return dataclasses.replace(state, step=fields["step"].to(param.device), **columns)
 
     # -- state ----------------------------------------------------------------------------------
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import Tensor
 from torch.distributions import Normal
+from torch.optim.optimizer import ParamsT
 
-from hyperadam.optim.learned_optimizer import LearnedOptimizer
+from hyperadam.optim.learned_optimizer import LearnedOptimizer, Nonfinite, StateDtype
 from hyperadam.rule import VariationalHyperAdamRule
+from hyperadam.weights import Weights
 
 
 class VariationalHyperAdam(LearnedOptimizer):
@@ -60,6 +64,34 @@ class VariationalHyperAdam(LearnedOptimizer):
     """
 
     rule_name = VariationalHyperAdamRule.name
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor | None = None,
+        *,
+        weights: str | Path | Weights = "default",
+        weight_decay: float = 0.0,
+        decoupled_weight_decay: bool = False,
+        sample: bool = True,
+        seed: int = 0,
+        backend: str = "auto",
+        state_dtype: StateDtype = "float32",
+        nonfinite: Nonfinite = "skip",
+        maximize: bool = False,
+    ) -> None:
+        super().__init__(
+            params,
+            lr,
+            weights=weights,
+            weight_decay=weight_decay,
+            decoupled_weight_decay=decoupled_weight_decay,
+            backend=backend,
+            state_dtype=state_dtype,
+            nonfinite=nonfinite,
+            maximize=maximize,
+            own_defaults={"sample": sample, "seed": seed},
+        )
 
     def update_distribution(self, param: Tensor) -> Normal:
         """The distribution of a parameter's last update direction d, before lr.

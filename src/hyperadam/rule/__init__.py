@@ -9,6 +9,8 @@ from hyperadam.rule.noise import (
 )
 from hyperadam.rule.normalize import ColumnNorm, Reduce, unit_columns
 from hyperadam.rule.rule import (
+    AdamCandidatesRule,
+    Explanation,
     Rule,
     RuleState,
     Theta,
@@ -25,8 +27,10 @@ RULES: dict[str, type[Rule]] = {
 __all__ = [
     "MAX_SEED",
     "RULES",
+    "AdamCandidatesRule",
     "ColumnNorm",
     "DMoptimizerRule",
+    "Explanation",
     "HyperAdamRule",
     "RNNpropRule",
     "Reduce",

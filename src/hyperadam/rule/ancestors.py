@@ -15,6 +15,7 @@ from hyperadam.rule.features import fixed_moments, log_and_sign, preprocess, uni
 from hyperadam.rule.normalize import Reduce
 from hyperadam.rule.rule import (
     AdamCandidatesRule,
+    Explanation,
     Rule,
     RuleState,
     Shapes,
@@ -34,12 +35,13 @@ class HyperAdamRule(AdamCandidatesRule):
     def num_features(self) -> int:
         return 1
 
-    def step(
-        self, theta: Theta, state: RuleState, grad_N: Tensor, reduce: Reduce | None = None
-    ) -> tuple[UpdateDistribution, RuleState]:
-        features_N1 = unit_gradient(grad_N, reduce)
-        mean_N, _, state = self._step_from_features(theta, state, grad_N, features_N1, reduce)
-        return UpdateDistribution(mean_N), state
+    def _features(
+        self, state: RuleState, grad_N: Tensor, reduce: Reduce | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        return unit_gradient(grad_N, reduce), {}
+
+    def _distribution(self, explanation: Explanation, features_NF: Tensor) -> UpdateDistribution:
+        return UpdateDistribution(explanation.mean_N)
 
 
 @dataclasses.dataclass(frozen=True)

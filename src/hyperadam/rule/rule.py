@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from hyperadam.errors import ConfigError
-from hyperadam.rule.adam_cell import adam_cell
+from hyperadam.rule.adam_cell import adam_cell, decay_rates
 from hyperadam.rule.features import fixed_moments, preprocess
 from hyperadam.rule.normalize import ColumnNorm, Reduce
 from hyperadam.rule.state_cell import state_cell
@@ -92,6 +92,31 @@ class UpdateDistribution:
         """The distribution with ``function`` applied to each of its tensors."""
         present = {name: value for name, value in vars(self).items() if value is not None}
         return UpdateDistribution(**{name: function(value) for name, value in present.items()})
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Explanation:
+    """What is inside one step of a rule with candidate directions; N may be several dimensions.
+
+    Attributes:
+        beta_NH, gamma_NH: predicted decay rates of each candidate's moments.
+        rho_NH: the candidates' weights.
+        a_NH: the candidate directions.
+        mean_N: the mean of the update, ``sum over H of rho a``.
+        log_var_N: log of its variance; None for a deterministic rule.
+    """
+
+    beta_NH: Tensor
+    gamma_NH: Tensor
+    rho_NH: Tensor
+    a_NH: Tensor
+    mean_N: Tensor
+    log_var_N: Tensor | None = None
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Explanation:
+        """The explanation with ``function`` applied to each of its tensors."""
+        present = {name: value for name, value in vars(self).items() if value is not None}
+        return Explanation(**{name: function(value) for name, value in present.items()})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -245,10 +270,16 @@ class AdamCandidatesRule(Rule):
     Attributes:
         column_norm: the norm in ``unit_columns``; the papers' is ``"euclidean"``.
         candidate_bound: with b, candidate directions become ``b tanh(a / b)``; None in the papers.
+        lstm: have a state cell; without it, h is the preprocessed features x and no LSTM state is
+            kept: an ablation of the AAAI paper.
+        preprocessing: have the preprocessing layer; without it, the features enter the state cell
+            as they are: another.
     """
 
     column_norm: ColumnNorm = "euclidean"
     candidate_bound: float | None = None
+    lstm: bool = True
+    preprocessing: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -258,21 +289,52 @@ class AdamCandidatesRule(Rule):
         bound = self.candidate_bound
         good_bound = bound is None or (bound > 0 and math.isfinite(bound))
         self._require(good_bound, "candidate_bound must be None or a positive number")
+        for name in ("lstm", "preprocessing"):
+            self._require(isinstance(getattr(self, name), bool), f"{name} must be True or False")
+        self._require(
+            self.lstm or self.preprocessing,
+            "lstm and preprocessing can't both be False: h would have no channels",
+        )
+        self._require(
+            self.lstm or self.state_layers == 1,
+            "state_layers has no meaning with lstm=False; leave it at 1",
+        )
 
     @property
     @abc.abstractmethod
     def num_features(self) -> int:
-        """F, the columns that the preprocessing layer reads."""
+        """F, the columns of the features."""
+
+    @property
+    def _num_cells(self) -> int:
+        """LSTM layers that there are."""
+        return self.state_layers if self.lstm else 0
+
+    @abc.abstractmethod
+    def _features(
+        self, state: RuleState, grad_N: Tensor, reduce: Reduce | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """``features_NF``, and the new state's tensors that they were made from, by name."""
+
+    @abc.abstractmethod
+    def _distribution(self, explanation: Explanation, features_NF: Tensor) -> UpdateDistribution:
+        """The distribution of the update."""
+
+    def _log_var(self, theta: Theta, h_NH: Tensor) -> Tensor | None:
+        """``log_var_N`` of h; None for a deterministic rule."""
+        return None
 
     def theta_shapes(self) -> Shapes:
-        channels = self.channels
-        shapes: Shapes = {
-            "pre_linear.weight": (channels, self.num_features),
-            "pre_linear.bias": (channels,),
-        }
-        for layer in range(1, self.state_layers + 1):
-            shapes[f"lstm{layer}.weight"] = (4 * channels, 2 * channels)
+        channels, inputs = self.channels, self.num_features
+        shapes: Shapes = {}
+        if self.preprocessing:
+            shapes["pre_linear.weight"] = (channels, inputs)
+            shapes["pre_linear.bias"] = (channels,)
+            inputs = channels
+        for layer in range(1, self._num_cells + 1):
+            shapes[f"lstm{layer}.weight"] = (4 * channels, inputs + channels)
             shapes[f"lstm{layer}.bias"] = (4 * channels,)
+            inputs = channels
         shapes["adamcell.weight"] = (2 * channels, 2 * channels)
         shapes["adamcell.bias"] = (2 * channels,)
         shapes["post_linear.weight"] = (channels, channels)
@@ -292,14 +354,23 @@ class AdamCandidatesRule(Rule):
 
     def state_widths(self) -> dict[str, tuple[int, ...]]:
         layers, channels = (self.state_layers, self.channels), (self.channels,)
-        return {
-            "h_NLH": layers,
-            "c_NLH": layers,
-            "m_NH": channels,
-            "v_NH": channels,
-            "m_corr_NH": channels,
-            "v_corr_NH": channels,
-        }
+        cells = {"h_NLH": layers, "c_NLH": layers} if self.lstm else {}
+        return cells | dict.fromkeys(("m_NH", "v_NH", "m_corr_NH", "v_corr_NH"), channels)
+
+    def step(
+        self, theta: Theta, state: RuleState, grad_N: Tensor, reduce: Reduce | None = None
+    ) -> tuple[UpdateDistribution, RuleState]:
+        features_NF, moments = self._features(state, grad_N, reduce)
+        explanation, state = self._step_from_features(theta, state, grad_N, features_NF, reduce)
+        state = dataclasses.replace(state, **moments)
+        return self._distribution(explanation, features_NF), state
+
+    def explain(
+        self, theta: Theta, state: RuleState, grad_N: Tensor, reduce: Reduce | None = None
+    ) -> Explanation:
+        """What is inside the step that :meth:`step` would make of the same arguments."""
+        features_NF, _ = self._features(state, grad_N, reduce)
+        return self._step_from_features(theta, state, grad_N, features_NF, reduce)[0]
 
     def _step_from_features(
         self,
@@ -308,13 +379,15 @@ class AdamCandidatesRule(Rule):
         grad_N: Tensor,
         features_NF: Tensor,
         reduce: Reduce | None,
-    ) -> tuple[Tensor, Tensor, RuleState]:
-        """Features to ``mean_N``, the top layer's new ``h_NH`` and the new state."""
-        x_NH = preprocess(features_NF, theta["pre_linear.weight"], theta["pre_linear.bias"])
+    ) -> tuple[Explanation, RuleState]:
+        """Features to the inside of the step and the new state, without new fixed moments."""
+        x_NC = features_NF
+        if self.preprocessing:
+            x_NC = preprocess(x_NC, theta["pre_linear.weight"], theta["pre_linear.bias"])
         layers: list[tuple[Tensor, Tensor]] = []
-        for layer in range(self.state_layers):
-            h_NH, c_NH = state_cell(
-                x_NH,
+        for layer in range(self._num_cells):
+            x_NC, c_NH = state_cell(
+                x_NC,
                 state.h_NLH[..., layer, :],
                 state.c_NLH[..., layer, :],
                 theta[f"lstm{layer + 1}.weight"],
@@ -322,35 +395,50 @@ class AdamCandidatesRule(Rule):
                 self.column_norm,
                 reduce,
             )
-            layers.append((h_NH, c_NH))
-            x_NH = h_NH
-        h_NH = layers[-1][0]
+            layers.append((x_NC, c_NH))
+        h_NH = x_NC
+        beta_NH, gamma_NH = decay_rates(
+            h_NH,
+            state.m_NH,
+            theta["adamcell.weight"],
+            theta["adamcell.bias"],
+            self.column_norm,
+            reduce,
+        )
         a_NH, m_NH, v_NH, m_corr_NH, v_corr_NH = adam_cell(
             grad_N,
-            h_NH,
+            beta_NH,
+            gamma_NH,
             state.m_NH,
             state.v_NH,
             state.m_corr_NH,
             state.v_corr_NH,
-            theta["adamcell.weight"],
-            theta["adamcell.bias"],
-            self.column_norm,
             self.candidate_bound,
-            reduce,
         )
-        mean_N = weight_cell(h_NH, a_NH, theta["post_linear.weight"], theta["post_linear.bias"])
-        new_state = RuleState(
+        rho_NH = weight_cell(h_NH, theta["post_linear.weight"], theta["post_linear.bias"])
+        explanation = Explanation(
+            beta_NH,
+            gamma_NH,
+            rho_NH,
+            a_NH,
+            mean_N=(rho_NH * a_NH).sum(dim=-1),
+            log_var_N=self._log_var(theta, h_NH),
+        )
+        new_state = dataclasses.replace(
+            state,
             step=state.step + 1,
-            exp_avg_NK=state.exp_avg_NK,
-            exp_avg_sq_NK=state.exp_avg_sq_NK,
-            h_NLH=torch.stack([h for h, _ in layers], dim=-2),
-            c_NLH=torch.stack([c for _, c in layers], dim=-2),
             m_NH=m_NH,
             v_NH=v_NH,
             m_corr_NH=m_corr_NH,
             v_corr_NH=v_corr_NH,
         )
-        return mean_N, h_NH, new_state
+        if layers:
+            new_state = dataclasses.replace(
+                new_state,
+                h_NLH=torch.stack([h for h, _ in layers], dim=-2),
+                c_NLH=torch.stack([c for _, c in layers], dim=-2),
+            )
+        return explanation, new_state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -405,24 +493,23 @@ class VariationalHyperAdamRule(AdamCandidatesRule):
         moments = (len(self.moment_decays),)
         return super().state_widths() | {"exp_avg_NK": moments, "exp_avg_sq_NK": moments}
 
-    def step(
-        self, theta: Theta, state: RuleState, grad_N: Tensor, reduce: Reduce | None = None
-    ) -> tuple[UpdateDistribution, RuleState]:
+    def _features(
+        self, state: RuleState, grad_N: Tensor, reduce: Reduce | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         features_NF, exp_avg_NK, exp_avg_sq_NK = fixed_moments(
             grad_N, state.exp_avg_NK, state.exp_avg_sq_NK, state.step + 1, self.moment_decays
         )
-        mean_N, h_NH, state = self._step_from_features(theta, state, grad_N, features_NF, reduce)
-        update = UpdateDistribution(
-            mean_N=mean_N,
-            log_var_N=(
-                var_block(h_NH, theta["linear_var1.weight"], theta["linear_var1.bias"])
-                if self.var_block
-                else None
-            ),
-            prior_mean_N=features_NF[..., 1] if self.kl_prior_mean == "fixed_moments" else None,
-        )
-        state = dataclasses.replace(state, exp_avg_NK=exp_avg_NK, exp_avg_sq_NK=exp_avg_sq_NK)
-        return update, state
+        return features_NF, {"exp_avg_NK": exp_avg_NK, "exp_avg_sq_NK": exp_avg_sq_NK}
+
+    def _log_var(self, theta: Theta, h_NH: Tensor) -> Tensor | None:
+        if not self.var_block:
+            return None
+        return var_block(h_NH, theta["linear_var1.weight"], theta["linear_var1.bias"])
+
+    def _distribution(self, explanation: Explanation, features_NF: Tensor) -> UpdateDistribution:
+        fixed = self.kl_prior_mean == "fixed_moments"
+        prior_mean_N = features_NF[..., 1] if fixed else None
+        return UpdateDistribution(explanation.mean_N, explanation.log_var_N, prior_mean_N)
 
     def kl(self, update: UpdateDistribution) -> Tensor:
         if update.log_var_N is None:

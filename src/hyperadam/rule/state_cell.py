@@ -12,7 +12,7 @@ FORGET_OFFSET = 1.0
 
 
 def state_cell(
-    x_NH: Tensor,
+    x_NC: Tensor,
     h_NH: Tensor,
     c_NH: Tensor,
     weight: Tensor,
@@ -26,16 +26,16 @@ def state_cell(
     ``c = sigmoid(f + 1) c + sigmoid(i) tanh(j)``, ``h = sigmoid(o) tanh(c)``.
 
     Args:
-        x_NH: the input: preprocessed features, or the h of the layer below.
+        x_NC: the input: preprocessed features, plain ones, or the h of the layer below.
         h_NH, c_NH: this layer's state before the step.
-        weight: (4H, 2H), the columns for x first.
+        weight: (4H, C + H), the columns for x first.
         bias: (4H,).
         norm, reduce: see :func:`~hyperadam.rule.normalize.unit_columns`.
 
     Returns:
         The new ``h_NH`` and ``c_NH``.
     """
-    inputs_N2H = unit_columns(torch.cat([x_NH, h_NH], dim=-1), norm, reduce)
-    i_NH, j_NH, f_NH, o_NH = F.linear(inputs_N2H, weight, bias).chunk(4, dim=-1)
+    inputs_NG = unit_columns(torch.cat([x_NC, h_NH], dim=-1), norm, reduce)
+    i_NH, j_NH, f_NH, o_NH = F.linear(inputs_NG, weight, bias).chunk(4, dim=-1)
     c_NH = torch.sigmoid(f_NH + FORGET_OFFSET) * c_NH + torch.sigmoid(i_NH) * torch.tanh(j_NH)
     return torch.sigmoid(o_NH) * torch.tanh(c_NH), c_NH

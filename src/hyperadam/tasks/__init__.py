@@ -15,8 +15,9 @@ from hyperadam.tasks.base import (
 )
 from hyperadam.tasks.catalogue import TASKS, TaskEntry, check_task_name, make_task, match_tasks
 from hyperadam.tasks.convex import ConvexTask
-from hyperadam.tasks.data import DATA_SETS, ClassificationData, load_data
+from hyperadam.tasks.data import DATA_SETS, ClassificationData, Data, load_data
 from hyperadam.tasks.examples import ImageExamples, SineExamples
+from hyperadam.tasks.image_folder import ImageFolder, ImageFolderExamples
 from hyperadam.tasks.networks import ACTIVATIONS, LSTM, MLP, ModuleNetwork
 from hyperadam.tasks.supervised import (
     Classification,
@@ -26,6 +27,7 @@ from hyperadam.tasks.supervised import (
     Regression,
     SupervisedTask,
 )
+from hyperadam.tasks.text import TextData, TextExamples
 from hyperadam.tasks.wrappers import RandomScaling, SumOfTasks
 
 __all__ = [
@@ -38,8 +40,11 @@ __all__ = [
     "Classification",
     "ClassificationData",
     "ConvexTask",
+    "Data",
     "Examples",
     "ImageExamples",
+    "ImageFolder",
+    "ImageFolderExamples",
     "ModuleNetwork",
     "Network",
     "Objective",
@@ -51,6 +56,8 @@ __all__ = [
     "SupervisedTask",
     "Task",
     "TaskEntry",
+    "TextData",
+    "TextExamples",
     "check_task_name",
     "derive_seed",
     "load_data",

@@ -8,14 +8,18 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch import nn
 
 from hyperadam.errors import ConfigError, unknown_name
 from hyperadam.tasks.base import Task, make_generator
 from hyperadam.tasks.convnet import HIDDEN, ConvNet
-from hyperadam.tasks.data import SOURCES, ClassificationData, load_data
+from hyperadam.tasks.data import DATA_SETS, ClassificationData, Data, load_data
 from hyperadam.tasks.examples import ImageExamples, SineExamples
+from hyperadam.tasks.image_folder import ImageFolder, ImageFolderExamples
+from hyperadam.tasks.imagenet_resnet import STAGES, ImageNetResNet
 from hyperadam.tasks.networks import ACTIVATIONS, LSTM, MLP, ModuleNetwork
 from hyperadam.tasks.resnet import CifarResNet
 from hyperadam.tasks.supervised import (
@@ -26,11 +30,13 @@ from hyperadam.tasks.supervised import (
     Regression,
     SupervisedTask,
 )
-from hyperadam.tasks.transformer import VisionTransformer
+from hyperadam.tasks.text import CONTEXT, VOCABULARY, TextData, TextExamples
+from hyperadam.tasks.transformer import CharacterTransformer, VisionTransformer
 
 MLP_WIDTH = 20
 MAX_MLP_DEPTH = 10
 RESNET_DEPTHS = (20, 32, 44, 56, 110)
+IMAGENET_CLASSES = 1000
 RESNET_WEIGHT_DECAY = 1e-4
 
 IMAGES = {
@@ -49,7 +55,8 @@ class TaskEntry:
     Attributes:
         name: of the task.
         data: of :data:`hyperadam.tasks.DATA_SETS`; None: it makes its own.
-        network: makes the network.
+        network: makes the network, for the data; without data, where a task needs them, one of the
+            published size whose parameters can be counted only.
         examples: makes the examples, from the data.
         objective: see :class:`~hyperadam.tasks.supervised.SupervisedTask`.
         weight_decay: likewise.
@@ -57,8 +64,8 @@ class TaskEntry:
 
     name: str
     data: str | None
-    network: Callable[[], Network]
-    examples: Callable[[ClassificationData | None], Examples]
+    network: Callable[[Data | None], Network]
+    examples: Callable[[Data | None], Examples]
     objective: Objective = dataclasses.field(default_factory=Classification)
     weight_decay: float = 0.0
 
@@ -66,29 +73,31 @@ class TaskEntry:
         """The task, on the data of its name; see :func:`load_data`."""
         return self.on(None if self.data is None else load_data(self.data, data_dir))
 
-    def on(self, data: ClassificationData | None) -> SupervisedTask:
+    def on(self, data: Data | None) -> SupervisedTask:
         """The task, on these data."""
         return SupervisedTask(
-            self.name, self.network(), self.examples(data), self.objective, self.weight_decay
+            self.name, self.network(data), self.examples(data), self.objective, self.weight_decay
         )
 
     def data_needs(self) -> str:
         """In words, what the data are read from."""
-        if self.data is None:
-            return "none"
-        if self.data not in SOURCES:
-            return "comes with scikit-learn"
-        return f"{self.data}-{{train,test}}.parquet, or the hub's {SOURCES[self.data].hub_name}"
+        return "none" if self.data is None else DATA_SETS[self.data]
 
     def num_params(self) -> int:
         """How many numbers the network has; needs no data."""
-        params = self.network().init_params(make_generator(0))
-        return sum(value.numel() for value in params.values())
+        network = self.network(None)
+        if isinstance(network, ModuleNetwork):
+            return sum(value.numel() for value in network.training.parameters())
+        return sum(value.numel() for value in network.init_params(make_generator(0)).values())
 
 
-def _images(**settings: bool) -> Callable[[ClassificationData | None], Examples]:
-    def examples(data: ClassificationData | None) -> Examples:
-        assert data is not None
+def _module(build: Callable[[], nn.Module], **settings: Any) -> Callable[[Data | None], Network]:
+    return lambda _: ModuleNetwork(build, **settings)
+
+
+def _images(**settings: bool) -> Callable[[Data | None], Examples]:
+    def examples(data: Data | None) -> Examples:
+        assert isinstance(data, ClassificationData)
         return ImageExamples(data, **settings)
 
     return examples
@@ -97,14 +106,15 @@ def _images(**settings: bool) -> Callable[[ClassificationData | None], Examples]
 def _mlp(data: str, depth: int, activation: str) -> TaskEntry:
     channels, size, classes = IMAGES[data]
     sizes = (channels * size**2, *[MLP_WIDTH] * depth, classes)
-    network = functools.partial(MLP, sizes, activation)
-    return TaskEntry(f"{data}-mlp{depth}-{activation}", data, network, _images())
+    return TaskEntry(
+        f"{data}-mlp{depth}-{activation}", data, lambda _: MLP(sizes, activation), _images()
+    )
 
 
 def _cnn(data: str, blocks: int, variant: str) -> TaskEntry:
     build = functools.partial(ConvNet, *IMAGES[data], blocks=blocks, batch_norm=variant == "-bn")
     masks = [(HIDDEN,)] if variant == "-dropout" else []
-    network = functools.partial(ModuleNetwork, build, init="normal", mask_shapes=masks)
+    network = _module(build, init="normal", mask_shapes=masks)
     return TaskEntry(f"{data}-cnn{blocks}{variant}", data, network, _images())
 
 
@@ -115,18 +125,17 @@ def _lstm(layers: int, variant: str) -> TaskEntry:
     return TaskEntry(
         f"sine-lstm{layers}{variant}",
         None,
-        functools.partial(LSTM, layers=layers),
+        lambda _: LSTM(layers=layers),
         lambda _: SineExamples(noise),
         Regression(),
     )
 
 
 def _resnet(data: str, depth: int) -> TaskEntry:
-    network = functools.partial(ModuleNetwork, lambda: CifarResNet(depth, IMAGES[data][2]))
     return TaskEntry(
         f"{data}-resnet{depth}",
         data,
-        network,
+        _module(lambda: CifarResNet(depth, IMAGES[data][2])),
         _images(augment=True),
         weight_decay=RESNET_WEIGHT_DECAY,
     )
@@ -143,15 +152,40 @@ def _autoencoder(data: str) -> TaskEntry:
             layers += [nn.Linear(fan_in, fan_out), nn.ReLU()]
         return nn.Sequential(*layers, nn.Linear(128, pixels), nn.Sigmoid(), nn.Unflatten(1, shape))
 
-    network = functools.partial(ModuleNetwork, build)
     examples = _images(reconstruct=True)
-    return TaskEntry(f"{data}-autoencoder", data, network, examples, Regression())
+    return TaskEntry(f"{data}-autoencoder", data, _module(build), examples, Regression())
 
 
 def _vit(data: str) -> TaskEntry:
     patch = {"digits": 2, "mnist": 7, "cifar10": 4}[data]
     build = functools.partial(VisionTransformer, *IMAGES[data], patch=patch)
-    return TaskEntry(f"{data}-vit", data, functools.partial(ModuleNetwork, build), _images())
+    return TaskEntry(f"{data}-vit", data, _module(build), _images())
+
+
+def _imagenet(depth: int) -> TaskEntry:
+    def network(data: Data | None) -> Network:
+        if data is None:
+            with torch.device("meta"):  # shapes without numbers
+                return ModuleNetwork(lambda: ImageNetResNet(depth, IMAGENET_CLASSES))
+        assert isinstance(data, ImageFolder)
+        return ModuleNetwork(lambda: ImageNetResNet(depth, data.num_classes))
+
+    def examples(data: Data | None) -> Examples:
+        assert isinstance(data, ImageFolder)
+        return ImageFolderExamples(data)
+
+    return TaskEntry(
+        f"imagenet-resnet{depth}", "imagenet", network, examples, weight_decay=RESNET_WEIGHT_DECAY
+    )
+
+
+def _transformer(data: str) -> TaskEntry:
+    def examples(data: Data | None) -> Examples:
+        assert isinstance(data, TextData)
+        return TextExamples(data)
+
+    network = _module(lambda: CharacterTransformer(VOCABULARY, CONTEXT))
+    return TaskEntry(f"{data}-transformer", data, network, examples)
 
 
 def _entries() -> list[TaskEntry]:
@@ -171,8 +205,10 @@ def _entries() -> list[TaskEntry]:
         ),
         *(_lstm(layers, variant) for layers in (1, 2) for variant in ("", "-smallnoise")),
         *(_resnet(data, depth) for data in ("cifar10", "cifar100") for depth in RESNET_DEPTHS),
+        *(_imagenet(depth) for depth in STAGES),
         *(_autoencoder(data) for data in grey),
         *(_vit(data) for data in (*grey, "cifar10")),
+        *(_transformer(data) for data in ("pydoc", "shakespeare")),
     ]
 
 

@@ -1,4 +1,4 @@
-"""Data sets by name, held in memory as uint8 tensors."""
+"""Data sets by name. All but folders of images are held in memory, as uint8 tensors."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from hyperadam.errors import DataError, MissingDependencyError, unknown_name
+from hyperadam.tasks.image_folder import ImageFolder, load_image_folder
+from hyperadam.tasks.text import SHAKESPEARE, TextData, load_pydoc, load_shakespeare
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -33,6 +35,10 @@ class ClassificationData:
     val_labels: Tensor
     max_value: int
     num_classes: int
+
+
+Data = ClassificationData | ImageFolder | TextData
+"""A data set, in the form of its kind."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,18 +64,29 @@ SOURCES = {
     "cifar10": _Source("uoft-cs/cifar10", "img", "label", colours=True, num_classes=10),
     "cifar100": _Source("uoft-cs/cifar100", "img", "fine_label", colours=True, num_classes=100),
 }
-DATA_SETS = ("digits", *SOURCES)
+
+DATA_SETS = {
+    "digits": "comes with scikit-learn",
+    **{
+        name: f"{name}-{{train,test}}.parquet, or the hub's {source.hub_name}"
+        for name, source in SOURCES.items()
+    },
+    "imagenet": "imagenet/{train,val}/CLASS/*.JPEG",
+    "pydoc": "comes with Python",
+    "shakespeare": f"shakespeare.txt, or the hub's {SHAKESPEARE}",
+}
+"""What each data set is read from, in words; files lie in the folder that is given."""
 
 
 @functools.lru_cache(maxsize=4)
-def load_data(name: str, data_dir: Path | None = None) -> ClassificationData:
+def load_data(name: str, data_dir: Path | None = None) -> Data:
     """Load a data set.
 
     Args:
-        name: ``digits`` (comes with scikit-learn), ``mnist``, ``cifar10`` or ``cifar100`` (need the
-            extra ``data``).
-        data_dir: a folder with ``{name}-train.parquet`` and ``{name}-test.parquet``, in the column
-            layout of the data set's hub page; None fetches it from the hub.
+        name: of :data:`DATA_SETS`. Images other than ``digits``, and the hub, need the extra
+            ``data``.
+        data_dir: a folder with the files of :data:`DATA_SETS`, parquet files in the column layout
+            of the data set's hub page; None fetches the data set from the hub, but for ImageNet.
 
     Raises:
         DataError: unknown name, missing or malformed files, or the hub can't be reached.
@@ -79,7 +96,23 @@ def load_data(name: str, data_dir: Path | None = None) -> ClassificationData:
         return _load_digits()
     if name in SOURCES:
         return _load_images(name, data_dir)
+    if name == "imagenet":
+        return _load_imagenet(data_dir)
+    if name == "pydoc":
+        return load_pydoc()
+    if name == "shakespeare":
+        return load_shakespeare(data_dir)
     raise DataError(unknown_name("data set", name, DATA_SETS))
+
+
+def _load_imagenet(data_dir: Path | None) -> ImageFolder:
+    layout = (
+        "images of ILSVRC 2012 (image-net.org, behind a registration) go into "
+        "imagenet/train/CLASS and imagenet/val/CLASS of the folder --data-dir"
+    )
+    if data_dir is None:
+        raise DataError(f"imagenet can't be fetched; give --data-dir: {layout}")
+    return load_image_folder("imagenet", data_dir / "imagenet", layout)
 
 
 def _load_digits() -> ClassificationData:

@@ -13,7 +13,8 @@ from torch import Tensor
 from hyperadam.tasks.base import batch_indices, make_generator
 from hyperadam.tasks.data import ClassificationData
 
-VALIDATION_BATCH = 1000
+VALIDATION_BATCH = 125
+"""Small enough for a convolution's outputs to stay in a core's cache."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -56,7 +57,8 @@ class ImageExamples:
 
     def _scaled(self, images: Tensor) -> Tensor:
         channels_first = images if images.dim() == 4 else images.unsqueeze(1)
-        return channels_first.to(torch.float32) / self.data.max_value
+        scaled = channels_first.to(torch.float32) / self.data.max_value
+        return scaled.contiguous(memory_format=torch.channels_last)
 
 
 CROP_PADDING = 4
@@ -72,7 +74,7 @@ def _augmented(images: Tensor, generator: torch.Generator) -> Tensor:
     columns = left + torch.where(mirrored, width - 1 - across, across)
     rows = top + torch.arange(height)
     picked = padded[torch.arange(count)[:, None, None], :, rows[:, :, None], columns[:, None, :]]
-    return picked.permute(0, 3, 1, 2).contiguous()
+    return picked.permute(0, 3, 1, 2)  # in memory, the channels are last
 
 
 SEQUENCE = 10

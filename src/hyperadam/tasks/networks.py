@@ -32,6 +32,11 @@ def _normal_params(shapes: dict[str, tuple[int, ...]], generator: torch.Generato
     }
 
 
+def _channels_last(value: Tensor) -> Tensor:
+    """Convolutions' weights and images in the order of memory that a CPU computes them in."""
+    return value.to(memory_format=torch.channels_last) if value.dim() == 4 else value
+
+
 class PlainNetwork:
     """A network with nothing random and nothing normalised: the same in training and validation."""
 
@@ -156,6 +161,9 @@ class ModuleNetwork:
             return self.build()
 
     def init_params(self, generator: torch.Generator) -> Params:
+        return {name: _channels_last(value) for name, value in self._init(generator).items()}
+
+    def _init(self, generator: torch.Generator) -> Params:
         if self.init == "own":
             seed = int(torch.randint(2**62, (), generator=generator))
             made = self._made(seed)

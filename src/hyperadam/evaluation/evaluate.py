@@ -1,0 +1,407 @@
+"""A suite under several optimizers: learning rates are tuned, then the reported runs are made.
+
+Which runs are wanted is a pure function of those that are there, so an evaluation that was stopped
+anywhere goes on by being started again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import multiprocessing
+import os
+import platform
+import re
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from hyperadam.baselines import Baseline, make_baseline, make_baselines
+from hyperadam.errors import ConfigError, RunError, unknown_name
+from hyperadam.evaluation.harness import SCHEDULES, Schedule, train
+from hyperadam.evaluation.records import FIRST_TUNING_SEED, Record, RunKey, RunStore
+from hyperadam.evaluation.suites import find_suite, tasks_of
+from hyperadam.evaluation.trace import Tracer, trace_steps
+from hyperadam.evaluation.tuning import best_lr, grid_lr, more_places, tuning_seeds
+from hyperadam.optim import LearnedOptimizer
+from hyperadam.tasks import TASKS, make_task
+
+Track = Literal["standard", "default", "grid"]
+"""How learning rates are chosen. ``standard``: hand-designed optimizers on the grid, learned ones
+at their default."""
+
+TRACED_SEED = 0
+"""The reported run in which it is recorded what a learned optimizer predicts."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """What to evaluate.
+
+    Attributes:
+        suite: by name.
+        optimizers: by name, see :func:`hyperadam.baselines.make_baseline`.
+        seeds: how many reported runs, of seeds 0 to ``seeds - 1``.
+        tasks: patterns of task names, to take a part of the suite; empty takes all.
+        lr: a :data:`Track`, or one learning rate for all.
+        steps: of each run; None takes the suite's.
+        schedule: of the learning rate.
+        tuning_seeds: runs for each learning rate of a grid; None takes the suite's.
+    """
+
+    suite: str
+    optimizers: tuple[str, ...]
+    seeds: int = 10
+    tasks: tuple[str, ...] = ()
+    lr: Track | float = "standard"
+    steps: int | None = None
+    schedule: Schedule = "none"
+    tuning_seeds: int | None = None
+
+    def __post_init__(self) -> None:
+        suite = find_suite(self.suite)
+        for name, value in (
+            ("steps", suite.steps if self.steps is None else self.steps),
+            (
+                "tuning_seeds",
+                suite.tuning_seeds if self.tuning_seeds is None else self.tuning_seeds,
+            ),
+        ):
+            object.__setattr__(self, name, value)
+            if value < 1:
+                raise ConfigError(f"{name} must be at least 1; got {value}")
+        if not 1 <= self.seeds <= FIRST_TUNING_SEED:
+            raise ConfigError(f"seeds must be from 1 to {FIRST_TUNING_SEED}; got {self.seeds}")
+        if self.schedule not in SCHEDULES:
+            raise ConfigError(unknown_name("schedule", str(self.schedule), SCHEDULES))
+        if isinstance(self.lr, str):
+            if self.lr not in ("standard", "default", "grid"):
+                raise ConfigError(f"lr must be default, grid or a number; got {self.lr!r}")
+        elif not (math.isfinite(self.lr) and self.lr > 0):
+            raise ConfigError(f"lr must be a positive number; got {self.lr}")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Cell:
+    """One task under one optimizer.
+
+    Attributes:
+        config: of the evaluation.
+        task: by name.
+        baseline: the optimizer.
+        text: its name as it was given.
+    """
+
+    config: EvaluationConfig
+    task: str
+    baseline: Baseline
+    text: str
+
+    def key(self, lr: float, seed: int) -> RunKey:
+        """The key of one of its runs."""
+        config = self.config
+        assert config.steps is not None
+        return RunKey(
+            task=self.task,
+            optimizer=self.baseline.name,
+            weights=self.baseline.weights,
+            lr=lr,
+            seed=seed,
+            steps=config.steps,
+            schedule=config.schedule,
+        )
+
+    def wanted(self, done: Mapping[RunKey, Record]) -> list[RunKey]:
+        """The runs that can be made next; empty when the cell is complete.
+
+        Args:
+            done: the runs that are there.
+        """
+        lr = self._chosen_lr(done)
+        if isinstance(lr, list):
+            return lr
+        reported = [self.key(lr, seed) for seed in range(self.config.seeds)]
+        return [key for key in reported if key not in done]
+
+    def _chosen_lr(self, done: Mapping[RunKey, Record]) -> float | list[RunKey]:
+        """The learning rate to report, or the runs that are missing to choose it."""
+        config, baseline = self.config, self.baseline
+        if isinstance(config.lr, float):
+            return config.lr
+        if config.lr == "default" or (config.lr == "standard" and baseline.learned):
+            return baseline.default_lr
+        assert config.tuning_seeds is not None
+        losses: dict[int, float] = {}
+        tried: list[Record] = []
+        while places := more_places(losses):
+            keys = [
+                [self.key(grid_lr(baseline.default_lr, place), s) for s in self._tuning_seeds()]
+                for place in places
+            ]
+            missing = [key for row in keys for key in row if key not in done]
+            if missing:
+                return missing
+            for place, row in zip(places, keys, strict=True):
+                runs = [done[key] for key in row]
+                tried += runs
+                losses[place] = sum(run.final_loss for run in runs) / len(runs)
+        best = best_lr(tried)
+        assert best is not None
+        return best
+
+    def _tuning_seeds(self) -> range:
+        assert self.config.tuning_seeds is not None
+        return tuning_seeds(self.config.tuning_seeds)
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """How far an evaluation is.
+
+    Attributes:
+        made: runs made so far by this process.
+        known: runs made and runs known to be missing; more come up while grids are extended.
+        latest: the run that has just been made.
+    """
+
+    made: int
+    known: int
+    latest: Record
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What an evaluation did.
+
+    Attributes:
+        made: runs that it made.
+        kept: runs that were in the folder before.
+        diverged: diverged runs among those made that are not for tuning.
+        finished: False where it was interrupted.
+    """
+
+    made: int
+    kept: int
+    diverged: int
+    finished: bool
+
+
+def evaluate(
+    config: EvaluationConfig,
+    folder: Path,
+    *,
+    jobs: int = 1,
+    data_dir: Path | None = None,
+    progress: Callable[[Progress], None] = lambda _: None,
+) -> Outcome:
+    """Make the runs of an evaluation that its folder does not have yet.
+
+    Ctrl-C and SIGTERM end it early; what was running then is lost, what was finished is kept.
+
+    Args:
+        config: what to evaluate.
+        folder: of the results, ``runs.jsonl``.
+        jobs: how many runs at a time, each in a process with its share of the cores.
+        data_dir: see :func:`hyperadam.tasks.load_data`.
+        progress: called after each run.
+
+    Raises:
+        ConfigError: an unknown name, or an impossible value.
+        DataError: a data set can't be had.
+        RunError: another process is at work in the folder, or a worker died.
+    """
+    if jobs < 1:
+        raise ConfigError(f"jobs must be at least 1; got {jobs}")
+    baselines = make_baselines(config.optimizers)
+    texts = {make_baseline(text).name: text for text in config.optimizers}
+    tasks = tasks_of(find_suite(config.suite), config.tasks)
+    cells = [
+        Cell(config, task, baseline, texts[baseline.name])
+        for task in tasks
+        for baseline in baselines
+    ]
+    store = RunStore(folder)
+    with store.opened() as there, _workers(jobs, data_dir) as pool, _interruption() as stopped:
+        done = {record.key: record for record in there}
+        made: list[Record] = []
+        pending: dict[Future[Record], Cell] = {}
+        waiting: dict[RunKey, Cell] = {}
+        asked: set[RunKey] = set()
+
+        def ask(cell: Cell) -> None:
+            new = {key: cell for key in cell.wanted(done) if key not in asked}
+            asked.update(new)
+            waiting.update(new)
+
+        for cell in cells:
+            ask(cell)
+        try:
+            if waiting:
+                _probe(pool, sorted({cell.task for cell in waiting.values()}))
+            while (waiting or pending) and not stopped.is_set():
+                while waiting and len(pending) < jobs + 1:
+                    key = next(iter(waiting))
+                    cell = waiting.pop(key)
+                    pending[pool.submit(_run, key, cell.text, config.suite)] = cell
+                finished, _ = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    cell = pending.pop(future)
+                    record = future.result()
+                    store.add(record)
+                    done[record.key] = record
+                    made.append(record)
+                    ask(cell)
+                    known = len(made) + len(waiting) + len(pending)
+                    progress(Progress(len(made), known, record))
+        except BrokenProcessPool:
+            raise RunError(
+                "a worker process died (out of memory?); what was finished is kept, and the same "
+                "command goes on"
+            ) from None
+        finished_all = not waiting and not pending
+    return Outcome(
+        made=len(made),
+        kept=len(there),
+        diverged=sum(record.diverged and not record.is_tuning for record in made),
+        finished=finished_all,
+    )
+
+
+def _probe(pool: ProcessPoolExecutor, tasks: Sequence[str]) -> None:
+    """Load one task of each data set, so that missing data are told before hours have gone by."""
+    by_data = {TASKS[name].data: name for name in tasks}
+    for future in [pool.submit(_load, name) for name in by_data.values()]:
+        future.result()
+
+
+@contextmanager
+def _interruption() -> Iterator[threading.Event]:
+    """An event that the first Ctrl-C or SIGTERM sets; the second acts as usual."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event  # Python lets only the main thread handle signals
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    previous = {number: signal.getsignal(number) for number in numbers}
+
+    def request(number: int, _: object) -> None:
+        event.set()
+        signal.signal(number, previous[signal.Signals(number)])
+
+    for number in numbers:
+        signal.signal(number, request)
+    try:
+        yield event
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+# -- in the workers --------------------------------------------------------------------------------
+
+_data_dir: Path | None = None
+
+
+@contextmanager
+def _workers(jobs: int, data_dir: Path | None) -> Iterator[ProcessPoolExecutor]:
+    threads = max(1, len(os.sched_getaffinity(0)) // jobs)
+    pool = ProcessPoolExecutor(
+        jobs,
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_begin_worker,
+        initargs=(threads, data_dir, os.getpid()),
+    )
+    try:
+        yield pool
+    finally:
+        processes = list((pool._processes or {}).values())
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in processes:  # runs take minutes; nobody waits for what is not kept
+            process.terminate()
+        for process in processes:
+            process.join()
+
+
+def _begin_worker(threads: int, data_dir: Path | None, parent: int) -> None:
+    global _data_dir
+    _data_dir = data_dir
+    torch.set_num_threads(threads)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)  # the parent was killed: nobody takes the results
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+_task = functools.lru_cache(maxsize=8)(make_task)
+_baseline = functools.lru_cache(maxsize=64)(make_baseline)
+
+
+def _load(task: str) -> None:
+    _task(task, _data_dir)
+
+
+def _run(key: RunKey, text: str, suite: str) -> Record:
+    """Make one run."""
+    baseline = _baseline(text)
+    reported = key.seed < FIRST_TUNING_SEED
+    tracer = None
+    if baseline.learned and key.seed == TRACED_SEED:
+        probe = baseline.build([torch.nn.Parameter(torch.zeros(1))], key.lr, 0)
+        if isinstance(probe, LearnedOptimizer) and probe.explains:
+            tracer = Tracer(trace_steps(key.steps))
+    run = train(
+        _task(key.task, _data_dir),
+        lambda params: baseline.build(params, key.lr, key.seed),
+        seed=key.seed,
+        steps=key.steps,
+        schedule=key.schedule,  # type: ignore[arg-type]
+        validate=reported,
+        tracer=tracer,
+    )
+    return Record(
+        **dataclasses.asdict(key),
+        learned=baseline.learned,
+        default_lr=baseline.default_lr,
+        train_loss=run.train_loss_T,
+        train_loss_post=run.train_loss_post_T,
+        val_loss=_finite(run.metrics.get("val_loss")),
+        val_accuracy=_finite(run.metrics.get("val_accuracy")),
+        wall_s=round(run.wall_seconds, 4),
+        optimizer_s=round(run.optimizer_seconds, 4),
+        peak_mb=round(run.peak_bytes / 1e6, 1),
+        diverged=run.diverged,
+        suite=suite,
+        version=version("hyperadam"),
+        machine=machine(),
+        trace=None if tracer is None else tracer.to_record(),
+    )
+
+
+def _finite(value: float | None) -> float | None:
+    return None if value is None or not math.isfinite(value) else float(f"{value:.6g}")
+
+
+def machine() -> str:
+    """The machine in words: processor, cores, threads of a run, torch."""
+    name = platform.machine()
+    if sys.platform == "linux":
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.M)
+        name = found[1] if found else name
+    cores = len(os.sched_getaffinity(0))
+    return f"{name}, {cores} cores, {torch.get_num_threads()} threads, torch {torch.__version__}"

@@ -1,0 +1,120 @@
+"""What a learned rule does along a run, from its traces."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from hyperadam.evaluation import plots
+from hyperadam.evaluation.document import (
+    Block,
+    Code,
+    Figure,
+    Figures,
+    Heading,
+    Paragraph,
+    Strong,
+    Text,
+    say,
+)
+from hyperadam.evaluation.records import Record
+from hyperadam.evaluation.series import Group
+
+MAX_TRACES = 6
+"""Per group: beyond it the page would become too large."""
+
+
+def rule_blocks(group: Group, key: str) -> Iterator[Block]:
+    """The section on traced runs; nothing where there are none.
+
+    Args:
+        group: whose runs.
+        key: how anchors and files of plots begin.
+    """
+    traced = [run for run in group.runs if run.trace and run.trace["at"]]
+    if not traced:
+        return
+    yield Heading(3, say("What the learned rule does"), f"{key}-rule")
+    yield Paragraph(
+        say(
+            "The rule keeps, for every parameter, moving averages of the gradient and of its "
+            "square in several channels, as Adam does in one. A network shared by all parameters "
+            "chooses at every step how slowly each average forgets (the decay rates {} and {}, "
+            "where Adam has 0.9 and 0.999), and how much each channel's direction weighs in the "
+            "update ({}). A variational rule draws its update from a normal distribution: its "
+            "standard deviation and the {}, the mean's size over it, say how sure it is.",
+            Strong("β"), Strong("γ"), Strong("ρ"), Strong("signal-to-noise ratio"),
+        )
+    )  # fmt: skip
+    yield Paragraph(
+        say(
+            "In the plots of decay rates the coloured line is the median over coordinates and "
+            "channels, the shades hold 50% and 90% of them, and grey lines are the channels' "
+            "means. Of the weights, the three channels that end highest are orange, the three "
+            "lowest blue."
+        )
+    )
+    chosen = traced[:MAX_TRACES]
+    if len(traced) > len(chosen):
+        yield Paragraph(say("Shown are {} of {} traced runs.", str(len(chosen)), str(len(traced))))
+    for index, run in enumerate(chosen):
+        assert run.trace is not None
+        panels = tuple(_trace_panels(run.trace, f"{key}-trace-{index}"))
+        yield Figures(panels, _trace_words(run, run.trace))
+
+
+def _array(trace: Mapping[str, Any], name: str) -> np.ndarray | None:
+    """One of a trace's tables; NaN where it has nothing, None where it is left out."""
+    values = trace.get(name)
+    return None if values is None else np.array(values, dtype=float)
+
+
+def _trace_panels(trace: Mapping[str, Any], key: str) -> Iterator[Figure]:
+    at = np.array(trace["at"], dtype=float) + 1  # steps are counted from 0 in a trace
+    layers = [str(layer) for layer in trace["layers"]]
+    for color, (name, title) in enumerate(
+        (("beta", "decay β of the gradient's mean"), ("gamma", "decay γ of its square"))
+    ):
+        mean, quantiles = _array(trace, name), _array(trace, f"{name}_quantiles")
+        if mean is not None and quantiles is not None and np.isfinite(quantiles).any():
+            index = (0, 1)[color]
+            yield plots.quantiles_plot(f"{key}-{name}", title, at, mean, quantiles, index)
+    rho = _array(trace, "rho")
+    if rho is not None:
+        yield plots.channels_plot(f"{key}-rho", "weight ρ of each channel", at, rho)
+    for name, title in (
+        ("std", "posterior's standard deviation"),
+        ("snr", "signal-to-noise ratio"),
+        ("update_rms", "size of the update (rms)"),
+    ):
+        values = _array(trace, name)
+        if values is not None and np.isfinite(values).any():
+            yield plots.layers_plot(f"{key}-{name}", title, at, values, layers, name != "std")
+
+
+def _trace_words(run: Record, trace: Mapping[str, Any]) -> Text:
+    sentences = []
+    beta, gamma = _array(trace, "beta_quantiles"), _array(trace, "gamma_quantiles")
+    if beta is not None and gamma is not None:
+        sentences.append(
+            f" At the end the median β is {beta[-1, 2]:.3f}, an average over about "
+            f"{1 / max(1 - beta[-1, 2], 1e-6):.3g} steps, and the median γ is {gamma[-1, 2]:.3f}."
+        )
+    std, snr = _array(trace, "std"), _array(trace, "snr")
+    if std is not None and np.isfinite(std[-1]).any():
+        sentences.append(
+            f" The posterior's standard deviation ends between {np.nanmin(std[-1]):.3g} and "
+            f"{np.nanmax(std[-1]):.3g} by layer"
+        )
+        if snr is not None and np.isfinite(snr[-1]).any():
+            sentences.append(
+                f", the signal-to-noise ratio between {np.nanmin(snr[-1]):.3g} and "
+                f"{np.nanmax(snr[-1]):.3g}"
+            )
+        sentences.append(".")
+    return say(
+        "{} on {} at lr {} from seed {}.{}", Code(run.optimizer), Code(run.task), f"{run.lr:g}",
+        str(run.seed), "".join(sentences),
+    )  # fmt: skip

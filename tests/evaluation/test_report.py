@@ -1,0 +1,385 @@
+"""The report of made-up runs with known answers."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hyperadam.errors import RunError
+from hyperadam.evaluation.document import Code, Document, Paragraph, say, to_html, to_markdown
+from hyperadam.evaluation.records import read_records
+from hyperadam.evaluation.report import make_report, write_report
+from hyperadam.evaluation.series import make_groups
+
+TASK = "mnist-mlp1-sigmoid"
+STEPS = 100
+DIGEST = "ab12" * 16
+
+
+def run(optimizer="adam", final=1.0, *, seed=0, lr=1e-2, diverged_at=None, **changes):
+    """A run whose loss falls from 2 and stays at ``final`` over its second half."""
+    steps = changes.get("steps", STEPS)
+    losses = np.concatenate(
+        [np.linspace(2, final, steps // 2), np.full(steps - steps // 2, final)]
+    ).tolist()
+    if diverged_at is not None:
+        losses[diverged_at:] = [None] * (steps - diverged_at)
+    learned = optimizer.startswith("variational")
+    return {
+        "task": TASK,
+        "optimizer": optimizer,
+        "weights": DIGEST if learned else None,
+        "lr": lr,
+        "default_lr": 1e-3,
+        "seed": seed,
+        "steps": steps,
+        "schedule": "none",
+        "train_loss": losses,
+        "train_loss_post": losses,
+        "val_loss": None if diverged_at is not None else 1.0,
+        "val_accuracy": None if diverged_at is not None else 0.9,
+        "wall_s": 2.0,
+        "optimizer_s": 0.5,
+        "peak_mb": 10.0,
+        "diverged": diverged_at is not None,
+        "suite": "tiny",
+        "version": "0.1.0",
+        "machine": "a machine",
+        "learned": learned,
+        **changes,
+    }
+
+
+def ours(final=0.5, **changes):
+    return run("variational-hyperadam", final, **{"lr": 1e-3, **changes})
+
+
+def tuning(optimizer="adam", lrs=((1e-3, 3.0), (1e-2, 1.0), (1e-1, 2.0)), **changes):
+    return [run(optimizer, final, seed=1_000_000, lr=lr, **changes) for lr, final in lrs]
+
+
+def small():
+    """Two seeds: tuned Adam at 0.9 and 1.1, at its default at 1.9, ours at 0.4 and 0.6."""
+    return [
+        *tuning(),
+        run(final=0.9),
+        run(final=1.1, seed=1),
+        run(final=1.9, lr=1e-3),
+        ours(0.4),
+        ours(0.6, seed=1),
+    ]
+
+
+def trace(steps=4, channels=7, layers=("0.weight", "0.bias")):
+    at = np.linspace(1, STEPS, steps).astype(int).tolist()
+    rates = np.linspace(0.5, 0.9, channels) * np.ones((steps, 1))
+    quantiles = [[0.5, 0.6, 0.75, 0.8, 0.9]] * steps
+    by_layer = [[0.5, 2.0]] * steps
+    return {
+        "at": at, "layers": list(layers), "beta": rates.tolist(), "gamma": rates.tolist(),
+        "beta_quantiles": quantiles, "gamma_quantiles": quantiles, "rho": (rates - 0.7).tolist(),
+        "rho_std": rates.tolist(), "std": by_layer, "snr": by_layer, "update_rms": by_layer,
+    }  # fmt: skip
+
+
+def report(folder, runs):
+    folder.joinpath("runs.jsonl").write_text("".join(json.dumps(one) + "\n" for one in runs))
+    paths = write_report(folder)
+    return paths.html.read_text(), paths.markdown.read_text()
+
+
+@dataclasses.dataclass(frozen=True)
+class Made:
+    """A report, read."""
+
+    folder: Path
+    page: str
+    markdown: str
+
+
+@pytest.fixture(scope="module")
+def small_report(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "small"
+    folder.mkdir()
+    return Made(folder, *report(folder, small()))
+
+
+class Tables(HTMLParser):
+    """The page's tables as lists of rows of cells, and its tags."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.tables, self.tags, self.ids, self._in_cell = [], [], [], False
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.ids += [value for key, value in attrs if key == "id"]
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("th", "td"):
+            self.tables[-1][-1].append("")
+            self._in_cell = True
+        elif tag == "small" and self._in_cell:
+            self.tables[-1][-1][-1] += " | "
+
+    def handle_endtag(self, tag):
+        if tag in ("th", "td"):
+            self._in_cell = False
+
+    def handle_data(self, data):
+        if self._in_cell:
+            self.tables[-1][-1][-1] += data
+
+
+def losses_row(page, task=TASK):
+    """The final losses by series."""
+    for table in Tables(page).tables:
+        header, *rows = table
+        if "variational-hyperadam | default lr" in header and "adam | tuned" in header:
+            return dict(zip(header, next(row for row in rows if row[0] == task), strict=True))
+    raise AssertionError("no table of losses")
+
+
+def test_means_tracks_and_comparisons(small_report):
+    page, markdown = small_report.page, small_report.markdown
+    row = losses_row(page)
+    assert row["variational-hyperadam | default lr"] == "0.500 ± 0.100"
+    assert row["adam | tuned"] == "1.00 ± 0.10"
+    assert row["adam | default lr"] == "1.90 | 1 seed"
+    (standing,) = [t for t in Tables(page).tables if t[0][0] == "optimizer"]
+    by_name = {row[0]: row[1:] for row in standing[1:]}
+    assert next(iter(by_name)) == "variational-hyperadam, default lr"
+    assert by_name["variational-hyperadam, default lr"][0] == "0.49×"  # sqrt(0.4 * 0.6)
+    assert by_name["variational-hyperadam, default lr"][2:] == ["1 of 1", "0 of 2"]
+    assert by_name["adam, default lr"][2] == "0 of 1"
+    assert "**0.500 ± 0.100**" in markdown
+
+
+def test_both_renderings_say_the_same(small_report):
+    page, markdown = small_report.page, small_report.markdown
+    plain = markdown.replace("\\", "").replace("*", "").replace("`", "")
+    for table in Tables(page).tables:
+        for cells in table:
+            for cell in cells:
+                for part in cell.split(" | "):
+                    assert part.strip() in plain, part
+    figures = set(re.findall(r"\]\(figures/([^)]+)\)", markdown))
+    assert figures == {path.name for path in (small_report.folder / "figures").iterdir()}
+    assert len(figures) == page.count("<svg") > 4
+
+
+def test_the_paper_stands_beside_ours(small_report, tmp_path):
+    page = small_report.page
+    (table,) = [t for t in Tables(page).tables if "adam | printed" in t[0]]
+    row = dict(zip(table[0], table[1], strict=True))
+    assert row["adam | printed"] == "0.35"
+    assert row["hyperadam | printed"] == "0.33"
+    assert row["adam | ours, tuned"] == "1.00 ± 0.10"
+    assert row["variational-hyperadam | ours, default lr"] == "0.500 ± 0.100"
+    page, _ = report(tmp_path, [run(steps=20)])
+    assert "printed" not in page
+
+
+def test_steps_to_the_target(small_report):
+    """Ours falls from 2 to 0.5 over 50 steps; a trailing mean of ten is at 1 some steps later."""
+    page = small_report.page
+    steps = next(t for t in Tables(page).tables if t[1][-1] == "never")
+    row = dict(zip(steps[0], steps[1], strict=True))
+    curve = np.linspace(2, 0.5, 50)
+    expected = next(t + 1 for t in range(9, 50) if curve[t - 9 : t + 1].mean() <= 1.0)
+    assert row["variational-hyperadam | default lr"] == str(expected)
+    assert row["adam | tuned"] == "59"
+    assert row["adam | default lr"] == "never"
+
+
+def test_diverged_runs_are_counted_and_never_win(tmp_path):
+    runs = [*small(), ours(0.1, seed=2, diverged_at=60), run("sgd", diverged_at=3)]
+    page, _ = report(tmp_path, runs)
+    row = losses_row(page)
+    assert row["variational-hyperadam | default lr"].endswith("| 1 of 3 diverged, 3 seeds")
+    assert row["sgd | lr 0.01"] == "diverged | 1 of 1 diverged"
+    standing = next(t for t in Tables(page).tables if t[0][0] == "optimizer")
+    by_name = {row[0]: row[1:] for row in standing[1:]}
+    assert by_name["variational-hyperadam, default lr"][2:] == ["0 of 1", "1 of 3"]
+    assert by_name["sgd, lr 0.01"][0] == "diverges"
+    assert "2 of 7 runs diverged" in page
+
+
+def test_what_is_missing_is_said(tmp_path):
+    runs = [*small(), run(task="sine-lstm1", val_accuracy=None), run("sgd")]
+    page, _ = report(tmp_path, runs)
+    assert losses_row(page, "sine-lstm1")["variational-hyperadam | default lr"] == "—"
+    assert "of 10 cells of the table are missing" in re.sub(r"<[^>]+>", "", page)
+    assert "Without tuning runs" in page
+
+
+def test_the_grids_ends_are_marked(tmp_path):
+    low = tuning("sgd", ((1e-3, 1.0), (1e-2, 2.0)))
+    page, _ = report(tmp_path, [*small(), *low, run("sgd", lr=1e-3)])
+    (table,) = [t for t in Tables(page).tables if t[0] == ["task", "adam", "sgd"]]
+    assert table[1] == [TASK, "0.01", "0.001 | lowest of the grid"]
+    # A default that is also the best counts as tuned.
+    assert losses_row(page)["sgd | tuned"].startswith("1.00")
+    assert "sgd, default lr" not in page
+
+
+def test_tuning_runs_are_not_reported(tmp_path):
+    with pytest.raises(RunError, match="only tune"):
+        report(tmp_path, tuning())
+    with pytest.raises(RunError, match="no results in"):
+        write_report(tmp_path / "nowhere")
+
+
+def test_without_adam_there_is_no_common_scale(tmp_path):
+    page, _ = report(tmp_path, [ours(), ours(seed=1)])
+    assert "Adam was not run here" in page
+    assert "<svg" in page
+
+
+def test_horizons_and_schedules_are_groups(tmp_path):
+    runs = [*small(), ours(0.2, steps=20), run("adam", 0.3, steps=20, schedule="cosine")]
+    page, _ = report(tmp_path, runs)
+    titles = [re.sub("<[^>]+>", "", title) for title in re.findall("<h2.*?</h2>", page)]
+    assert titles[1:] == [
+        "20 steps, suite tiny, constant learning rate",
+        "20 steps, suite tiny, cosine schedule of the learning rate",
+        "100 steps, suite tiny, constant learning rate",
+    ]
+    parsed = Tables(page)
+    assert len(set(parsed.ids)) == len(parsed.ids)
+
+
+def test_weights_of_one_name_are_told_apart(tmp_path):
+    page, _ = report(tmp_path, [*small(), ours(0.7, seed=0, weights="cd34" * 16)])
+    assert "variational-hyperadam #ab12ab12" in page
+    assert "variational-hyperadam #cd34cd34" in page
+
+
+def test_a_run_repeated_counts_once(tmp_path):
+    lines = "".join(json.dumps(ours(final)) + "\n" for final in (0.5, 0.8))
+    (tmp_path / "runs.jsonl").write_text(lines + "damaged\n")
+    records, remarks = read_records(tmp_path)
+    (group,) = make_groups(records)
+    (entry,) = group.entries.values()
+    assert entry.score == pytest.approx(0.8)
+    assert "Some results could not be read" in to_html(make_report(records, "x", remarks))
+
+
+@pytest.fixture(scope="module")
+def traced_report(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / ("a_long_name_of_a_folder" * 4)
+    folder.mkdir()
+    return Made(folder, *report(folder, [*small()[:-2], ours(trace=trace()), ours(seed=1)]))
+
+
+def test_what_the_rule_does(traced_report):
+    page, markdown, folder = traced_report.page, traced_report.markdown, traced_report.folder
+    text = re.sub("<[^>]+>", "", page)
+    assert "the median β is 0.750, an average over about 4 steps" in text
+    assert "standard deviation ends between 0.5 and 2 by layer" in text
+    for name in ("beta", "gamma", "rho", "std", "snr", "update_rms"):
+        assert f"trace-0-{name}.svg" in markdown
+    no_posterior = {**trace(), "std": None, "snr": None}
+    assert list((folder / "figures").glob("*trace-0-std*"))
+    _, markdown = report(folder, [ours(trace=no_posterior)])
+    assert "trace-0-rho.svg" in markdown
+    assert "trace-0-std" not in markdown
+    assert not list((folder / "figures").glob("*trace-0-std*"))  # of the first report
+
+
+HOSTILE = "<script>alert(1)</script> {} | `x` *b* [a](b) $x$"
+
+
+def test_names_are_escaped(tmp_path):
+    runs = [
+        {**one, "task": HOSTILE, "suite": HOSTILE, "machine": HOSTILE, "version": HOSTILE}
+        for one in [*small(), run(f"a{HOSTILE}"), *tuning(f"a{HOSTILE}")]
+    ]
+    page, markdown = report(tmp_path, runs)
+    assert "script" not in Tables(page).tags
+    assert "<script" not in markdown.replace(r"\<script", "")
+    for block in re.findall(r"(?:^\|.*\n)+", markdown, re.MULTILINE):
+        counts = {len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}
+        assert len(counts) == 1
+
+
+def test_spans():
+    document = Document("T", say("{} is <b>", Code("a`b")), (Paragraph(say("{}", Code("x"))),))
+    assert "<code>a`b</code> is &lt;b&gt;" in to_html(document)
+    assert r"a\`b is \<b\>" in to_markdown(document)
+
+
+def test_the_same_runs_make_the_same_bytes(small_report):
+    page, markdown = report(small_report.folder, small())
+    assert page == small_report.page
+    assert markdown == small_report.markdown
+
+
+def test_the_page_loads_nothing(small_report):
+    page = small_report.page
+    assert not re.findall(r"<(?:script|link rel=\"stylesheet\"|img|iframe)", page)
+    assert set(re.findall(r'(?<!xmlns=)(?<!xmlns:xlink=)"(https?://[^"]+)"', page)) == {
+        "https://arxiv.org/abs/1811.08996"
+    }
+
+
+def browser():
+    for name in ("chromium", "chromium-browser", "google-chrome"):
+        if path := shutil.which(name):
+            return path
+    pytest.skip("no Chromium: install Debian's package chromium")
+
+
+def open_in_browser(page, folder, width):
+    """The page's DOM after its scripts, and what it wrote to the console."""
+    path = folder / "opened.html"
+    path.write_text(page, encoding="utf-8")
+    result = subprocess.run(
+        [
+            browser(), "--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run",
+            "--enable-logging=stderr", f"--user-data-dir={folder / 'profile'}",
+            f"--window-size={width},900", "--dump-dom", path.as_uri(),
+        ],
+        capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    return result.stdout, [line for line in result.stderr.splitlines() if "CONSOLE" in line]
+
+
+MEASURE = """<script>addEventListener("load", () => {
+  const seen = [...document.querySelectorAll("figure svg")].filter(svg => {
+    const box = svg.getBoundingClientRect();
+    return box.width > 250 && box.height > 20 && box.right <= innerWidth + 1;
+  });
+  const page = document.documentElement;
+  document.body.dataset.figures = seen.length;
+  document.body.dataset.overflow = page.scrollWidth - page.clientWidth;
+  document.body.dataset.ink =
+    getComputedStyle(document.querySelector("figure svg path[style*=series]")).stroke;
+});</script></body>"""
+
+
+@pytest.mark.parametrize("width", [1280, 500])
+def test_a_browser_shows_the_page(traced_report, tmp_path, width):
+    page = traced_report.page
+    dom, console = open_in_browser(page.replace("</body>", MEASURE), tmp_path, width)
+    assert console == []
+    assert f'data-figures="{page.count("<svg")}"' in dom
+    assert 'data-overflow="0"' in dom
+    assert 'data-ink="rgb(' in dom  # the page's variables reach the drawings
+
+
+def test_the_browser_would_tell(tmp_path):
+    page = '<body><script>console.error("seen"); missing();</script></body>'
+    _, console = open_in_browser(page, tmp_path, 500)
+    assert len(console) == 2
