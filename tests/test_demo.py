@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hyperadam import VariationalHyperAdam, load_weights
-from hyperadam.baselines import ADAM_LR_GRID, adam
+from hyperadam.baselines import make_baseline
 from hyperadam.demo import DEFAULT_TASK, run_demo
 from hyperadam.evaluation import train
 from hyperadam.tasks import make_task
@@ -21,7 +21,10 @@ def test_the_bundled_weights_beat_adam_at_its_best_lr():
     def final(factory):
         return np.mean([train(task, factory, seed=s, steps=100).final_loss for s in HELD_OUT])
 
-    best_adam = min(final(adam(lr)) for lr in ADAM_LR_GRID)
+    adam = make_baseline("adam")
+    best_adam = min(
+        final(lambda params, lr=lr: adam.build(params, lr, 0)) for lr in (1e-2, 3e-2, 1e-1, 3e-1)
+    )
     assert final(VariationalHyperAdam) < 0.8 * best_adam
 
 
@@ -31,7 +34,7 @@ def test_the_demonstrations_runs():
         make_task(DEFAULT_TASK), load_weights("default"), seeds=2, steps=12, advance=advanced.append
     )
     assert [len(entry.runs) for entry in demo.entries()] == [2, 2, 2]
-    assert demo.adam_tuned.lr in ADAM_LR_GRID
+    assert demo.adam_tuned.lr > demo.adam_default.lr
     assert demo.adam_tuned.final_losses().mean() < demo.adam_default.final_losses().mean()
     first = demo.ours.runs[0]
     again = train(

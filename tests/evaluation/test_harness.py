@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 import torch
 
-from hyperadam.baselines import ADAM_LR_GRID, adam, tune_adam
-from hyperadam.evaluation import train
+from hyperadam.baselines import make_baseline
+from hyperadam.evaluation import Tracer, train
 from hyperadam.tasks import ConvexTask, derive_seed, make_generator, make_task
 
 
@@ -30,18 +32,88 @@ def test_a_run_by_hand():
     assert run.optimizer_seconds > 0
 
 
+def build(name, lr, seed=0):
+    return lambda params: make_baseline(name).build(params, lr, seed)
+
+
 def test_final_loss_is_the_mean_of_the_last_ten():
-    run = train(ConvexTask(4, 1), adam(0.1), seed=0, steps=30)
+    run = train(ConvexTask(4, 1), build("adam", 0.1), seed=0, steps=30)
     assert run.final_loss == pytest.approx(run.train_loss_post_T[20:].mean())
     assert run.final_loss < run.train_loss_T[0] / 2
+    assert not run.diverged
 
 
-def test_adam_is_tuned_on_its_grid():
-    task = ConvexTask(4, 1)
-    best = tune_adam(task, seeds=range(2), steps=15)
-    losses = {
-        lr: np.mean([train(task, adam(lr), seed=s, steps=15).final_loss for s in range(2)])
-        for lr in ADAM_LR_GRID
+def test_what_is_not_finite_ends_the_run():
+    run = train(make_task("sine-lstm1"), build("sgd", 1e30), seed=0, steps=30)
+    assert np.isfinite(run.train_loss_T[0])
+    assert np.isnan(run.train_loss_post_T[-1])
+    assert np.isnan(run.final_loss)
+    assert run.diverged
+
+
+def test_an_end_above_the_start_is_a_divergence():
+    run = train(ConvexTask(4, 1), build("sgd", 1e3), seed=0, steps=30)
+    assert np.isfinite(run.final_loss)
+    assert run.diverged
+
+
+def test_cosine_anneals_to_zero():
+    task, lrs = ConvexTask(4, 1), []
+
+    class Watched(torch.optim.SGD):
+        def step(self, closure=None):
+            lrs.append(self.param_groups[0]["lr"])
+            return super().step(closure)
+
+    train(task, lambda p: Watched(p, lr=0.5), seed=0, steps=20, schedule="cosine")
+    expected = 0.25 * (1 + np.cos(np.pi * np.arange(20) / 20))
+    assert lrs == pytest.approx(expected)
+
+
+def test_schedule_free_is_judged_at_its_average():
+    """Gradients are taken at one point, what is used is another."""
+    from schedulefree import AdamWScheduleFree
+
+    task = make_task("digits-mlp1-tanh")
+    run = train(task, build("schedulefree-adamw", 0.1), seed=0, steps=20)
+    params = {
+        name: value.requires_grad_()
+        for name, value in task.init_params(make_generator(0, "params")).items()
     }
-    assert best == min(losses, key=losses.__getitem__)
-    assert ADAM_LR_GRID == (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+    optimizer = AdamWScheduleFree(params.values(), lr=0.1)
+    optimizer.train()
+    for step in range(20):
+        batch = task.batch(derive_seed(0, "data"), step)
+        optimizer.zero_grad()
+        task.loss(params, batch).backward()
+        optimizer.step()
+    in_training = float(task.loss(params, batch).detach())
+    optimizer.eval()
+    assert run.train_loss_post_T[-1] == pytest.approx(
+        float(task.loss(params, batch).detach()), rel=1e-3
+    )
+    assert run.train_loss_post_T[-1] != pytest.approx(in_training, rel=1e-2)
+    with torch.no_grad():
+        assert run.metrics == pytest.approx(task.validate(params), rel=1e-3)
+
+
+def test_measuring_is_no_part_of_the_time():
+    class Slow(ConvexTask):
+        def validate(self, params):
+            time.sleep(0.3)
+            return {}
+
+    run = train(Slow(4, 1), build("adam", 0.1), seed=0, steps=3)
+    assert 0 < run.optimizer_seconds < run.wall_seconds < 0.3
+    assert run.peak_bytes > 10**7
+
+
+def test_tracing_changes_nothing():
+    task, tracer = make_task("digits-mlp1-relu"), Tracer([0, 3])
+    make = build("variational-hyperadam", 1e-3)
+    traced = train(task, make, seed=0, steps=5, tracer=tracer)
+    plain = train(task, make, seed=0, steps=5)
+    assert np.array_equal(traced.train_loss_post_T, plain.train_loss_post_T)
+    record = tracer.to_record()
+    assert record["at"] == [0, 3]
+    assert record["layers"] == list(task.init_params(make_generator(0)))

@@ -24,6 +24,9 @@ from hyperadam.tasks import Task, derive_seed, make_generator
 OptimizerFactory = Callable[[Sequence[Tensor]], torch.optim.Optimizer]
 
 Schedule = Literal["none", "cosine"]
+DIVERGENCE = 1.2
+"""A run whose final loss is above this times its first counts as diverged."""
+
 SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
 
 
@@ -32,8 +35,8 @@ class TrainingRun:
     """One training run of T steps.
 
     Attributes:
-        train_loss_T: loss of each step's batch before its update; NaN from the first that is not
-            finite, where the run ends.
+        train_loss_T: loss of each step's batch before its update; NaN behind the first that is
+            not finite, where the run ends.
         train_loss_post_T: loss of the same batch after its update; likewise.
         metrics: of the task's held-out data, at the end.
         wall_seconds: of training: batches, gradients, updates. What only measures does not count.
@@ -55,8 +58,9 @@ class TrainingRun:
 
     @property
     def diverged(self) -> bool:
-        """Whether a loss was not finite, or the end is above every one of the first steps."""
-        return not self.final_loss <= self.train_loss_T[:FINAL_STEPS].max()
+        """Whether a loss was not finite, or the final one is above the start by a fifth, which is
+        more than batches differ."""
+        return not self.final_loss <= DIVERGENCE * self.train_loss_T[0]
 
 
 def train(
@@ -108,8 +112,7 @@ def train(
         with torch.no_grad(), _evaluating(optimizer):
             after[step] = float(task.loss(params, batch))
         if not (math.isfinite(before[step]) and math.isfinite(after[step])):
-            before[step:] = after[step:] = math.nan
-            break
+            break  # what was never reached is NaN, as it was made
     peak = _peak_bytes()
     metrics: dict[str, float] = {}
     if validate:

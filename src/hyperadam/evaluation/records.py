@@ -71,7 +71,7 @@ class Record:
         wall_s: seconds of training, without the measurements.
         optimizer_s: seconds in ``optimizer.step()`` among them.
         peak_mb: peak of the process's memory, in 10^6 bytes.
-        diverged: a loss was not finite, or the final loss is above every one of the first steps'.
+        diverged: a loss was not finite, or the final loss is above the first by a fifth.
         suite: that the run was made for.
         version: of the package.
         machine: in words.
