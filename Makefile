@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SOURCES := $(shell find src -type f -not -path '*/__pycache__/*' -not -name '*.so') CMakeLists.txt pyproject.toml constraints.txt README.md
 
-.PHONY: demo test lint test-wheel test-sanitized figures bench clean
+.PHONY: demo test lint smoke test-wheel test-sanitized figures bench results clean
 
 demo: $(VENV)/.installed
 	$(BIN)/hyperadam demo
@@ -21,6 +21,10 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Every task under every optimizer, some minutes; `make test` has a part of it.
+smoke: $(VENV)/.installed-dev
+	HYPERADAM_SMOKE=all $(BIN)/python -m pytest -q tests/evaluation/test_smoke.py
 
 # The wheel in an environment of its own, away from the source and from the network.
 test-wheel: $(VENV)/.installed-dev
@@ -47,6 +51,13 @@ figures: $(VENV)/.installed-dev
 # Times and memory, for benchmarks/results: an hour on an idle machine with 24 GB.
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks all --out benchmarks/results --data-dir $(DATA_DIR)
+
+# The committed results: hours for each suite; interrupted, it goes on.
+SUITES ?= digits ablations paper-100 paper-2000
+results: $(VENV)/.installed-dev
+	for suite in $(SUITES); do \
+		PATH=$(abspath $(BIN)):$$PATH DATA_DIR=$(DATA_DIR) scripts/results $$suite || exit 1; \
+	done
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -89,6 +89,10 @@ def test_weights_of_a_file(tmp_path):
     baseline = make_baseline(f"variational-hyperadam@{tmp_path}/mine.safetensors")
     assert (baseline.name, baseline.default_lr) == ("variational-hyperadam@mine", 1e-2)
     assert baseline.weights == make_weights().digest()
+    (tmp_path / "run7").mkdir()
+    save_weights(make_weights(), tmp_path / "run7" / "weights.safetensors")
+    of_a_run = make_baseline(f"variational-hyperadam@{tmp_path}/run7/weights.safetensors")
+    assert of_a_run.name == "variational-hyperadam@run7"
     assert make_baseline("variational-hyperadam@default").name == "variational-hyperadam@default"
 
 

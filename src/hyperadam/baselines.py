@@ -31,7 +31,8 @@ class Baseline:
     """An optimizer that can be evaluated.
 
     Attributes:
-        name: as on the command line; weights that are a file count by the file's stem.
+        name: as on the command line; a weights file by its stem, or by the folder of
+            the run that made it.
         default_lr: the library's default, or what learned weights were meta-trained for.
         build: makes it.
         weights: digest of a learned optimizer's weights; None for a hand-designed one.
@@ -105,6 +106,9 @@ LEARNED: dict[str, tuple[type[LearnedOptimizer], str, bool, dict[str, Any]]] = {
 """Learned optimizers: the class, its own weights, whether it draws noise, its settings. The mean
 and the isotropic one are for the question what the predicted variance is worth."""
 
+RUN_WEIGHTS = "weights.safetensors"
+"""What every meta-training run calls its weights."""
+
 OPTIMIZER_NAMES = (*HAND_DESIGNED, *LEARNED)
 
 
@@ -135,8 +139,16 @@ def make_baseline(text: str) -> Baseline:
         make: Callable[..., torch.optim.Optimizer] = partial(kind, weights=weights, **settings)
         return make(params, lr, seed=seed) if draws_noise else make(params, lr)
 
-    shown = f"{name}@{chosen if chosen in bundled_weights() else Path(chosen).stem}" if at else name
+    shown = f"{name}@{_short(chosen)}" if at else name
     return Baseline(shown, weights.lr, build, weights.digest())
+
+
+def _short(weights: str) -> str:
+    """Weights in few words: bundled ones' name, a file's stem, a meta-training run's folder."""
+    path = Path(weights)
+    if weights in bundled_weights():
+        return weights
+    return path.resolve().parent.name if path.name == RUN_WEIGHTS else path.stem
 
 
 def make_baselines(texts: Sequence[str]) -> list[Baseline]:

@@ -275,8 +275,8 @@ def _reading(
             Strong("±"),
         ),
         say(
-            "A run {} when its loss stops being a finite number or ends above all of its first "
-            "losses. Such runs are left out of a cell's mean, and counted in it; in every "
+            "A run {} when its loss stops being a finite number or ends a fifth above its first "
+            "one. Such runs are left out of a cell's mean, and counted in it; in every "
             "comparison they count as infinitely bad.",
             Strong("diverges"),
         ),

@@ -1,0 +1,85 @@
+"""Every task under every optimizer: a few steps on small batches.
+
+In an ordinary run each kind of network meets every optimizer, and every task one of them; with
+``HYPERADAM_SMOKE=all`` (``make smoke``) every task meets every optimizer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+
+import numpy as np
+import pytest
+import torch
+
+from hyperadam.baselines import HAND_DESIGNED, LEARNED, OPTIMIZER_NAMES, make_baseline
+from hyperadam.evaluation import train
+from hyperadam.tasks import TASKS, ClassificationData, TextData, load_data
+from hyperadam.tasks.catalogue import IMAGES
+from hyperadam.tasks.text import encode_text
+from hyperadam.weights import bundled_weights
+
+BATCH, STEPS = 4, 2
+
+KINDS = (
+    "digits-mlp1-sigmoid", "digits-mlp10-relu", "digits-cnn1-bn", "digits-cnn2-dropout",
+    "sine-lstm2", "cifar10-resnet20", "pydoc-transformer", "digits-vit", "digits-autoencoder",
+)  # fmt: skip
+
+# Rules without a kernel take some kilobytes a parameter while they step.
+MOST_PARAMS = {"rnnprop": 2e6, "dmoptimizer": 2e6, "hyperadam": 2e6}
+MOST_PARAMS_OF_LEARNED = 13e6
+
+AVAILABLE = [n for n in OPTIMIZER_NAMES if n not in LEARNED or LEARNED[n][1] in bundled_weights()]
+ALL = os.environ.get("HYPERADAM_SMOKE") == "all"
+
+
+def pairs():
+    for number, task in enumerate(TASKS):
+        every = ALL or task in KINDS
+        for name in AVAILABLE if every else [AVAILABLE[number % len(HAND_DESIGNED)]]:
+            size = TASKS[task].num_params()
+            most = MOST_PARAMS.get(name, MOST_PARAMS_OF_LEARNED if name in LEARNED else 1e9)
+            if size <= most:
+                yield task, name
+
+
+def made_up(entry, image_dir):
+    if entry.data in (None, "digits"):
+        return entry.make(None)
+    if entry.data == "imagenet":
+        return entry.on(load_data("imagenet", image_dir))
+    if entry.data in ("pydoc", "shakespeare"):
+        text = encode_text("The quick brown fox jumps over the lazy dog. " * 40)
+        return entry.on(TextData(entry.data, text, text))
+    channels, size, classes = IMAGES[entry.data]
+    shape = (40, size, size) if channels == 1 else (40, channels, size, size)
+    images = torch.randint(256, shape, generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    labels = torch.arange(40) % classes
+    return entry.on(
+        ClassificationData(entry.data, images, labels, images[:8], labels[:8], 255, classes)
+    )
+
+
+def small(task):
+    changes = {"batch_size": BATCH} | ({"size": 32} if hasattr(task.examples, "size") else {})
+    return dataclasses.replace(task, examples=dataclasses.replace(task.examples, **changes))
+
+
+@pytest.mark.parametrize(("task_name", "name"), list(pairs()))
+def test_every_task_trains_under_every_optimizer(task_name, name, request):
+    entry = TASKS[task_name]
+    image_dir = request.getfixturevalue("image_dir") if entry.data == "imagenet" else None
+    task, baseline = small(made_up(entry, image_dir)), make_baseline(name)
+    initial = []
+
+    def factory(params):
+        initial.extend(param.detach().clone() for param in params)
+        made.extend(params)
+        return baseline.build(params, baseline.default_lr, 0)
+
+    made = []
+    run = train(task, factory, seed=0, steps=STEPS, validate=False)
+    assert np.isfinite(run.train_loss_post_T).all()
+    assert any(not torch.equal(before, after) for before, after in zip(initial, made, strict=True))
