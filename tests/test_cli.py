@@ -51,6 +51,21 @@ def refused(capsys, *arguments):
         ("meta-train --out OUT --resume --licence MIT", "go with a preset"),
         ("meta-train --out OUT --preset smoke --set rule=[1]", "unknown rule"),
         ("demo --weights mine", "unknown weights 'mine'"),
+        ("evaluate --out OUT", "required: --suite"),
+        ("evaluate --suite digits", "required: --out"),
+        ("evaluate --suite digts --out OUT", "did you mean 'digits'"),
+        ("evaluate --suite digits --out OUT --seeds 0", "--seeds: must be at least 1"),
+        ("evaluate --suite digits --out OUT --jobs 0", "--jobs: must be at least 1"),
+        ("evaluate --suite digits --out OUT --optimizers adma", "did you mean 'adam'"),
+        ("evaluate --suite digits --out OUT --optimizers ,", "name one or more optimizers"),
+        ("evaluate --suite digits --out OUT --tasks nope", "and 109 more"),
+        ("evaluate --suite digits --out OUT --tasks sine-lstm2", "no task of the suite digits"),
+        ("evaluate --suite digits --out OUT --lr fast", "must be default, grid or a number"),
+        ("evaluate --suite digits --out OUT --lr 0", "lr must be a positive number"),
+        ("evaluate --suite digits --out OUT --schedule step", "invalid choice: 'step'"),
+        ("evaluate --suite digits --out OUT --data-dir nowhere", "no folder nowhere"),
+        ("report", "required: DIR"),
+        ("report nowhere", "no results in nowhere"),
         ("meta-train --preset smoke", "required: --out"),
         ("meta-train --out OUT", "name a recipe with --preset"),
         ("meta-train --out OUT --preset smok", "unknown preset 'smok': did you mean 'smoke'"),
@@ -226,3 +241,19 @@ def test_as_a_module():
     assert result.returncode == 2
     assert result.stderr.startswith("hyperadam: unknown weights 'nobody'")
     assert "Traceback" not in result.stderr
+
+
+def test_evaluate_and_report(tmp_path, capsys):
+    command = [
+        "evaluate", "--suite", "digits", "--tasks", "digits-mlp1-*", "--optimizers",
+        "adam,variational-hyperadam", "--lr", "default", "--steps", "12", "--seeds", "2",
+        "--out", str(tmp_path / "out"),
+    ]  # fmt: skip
+    assert run(command) == 0
+    assert "16 runs made, 0 were there" in capsys.readouterr().out
+    assert run(command) == 0
+    assert "0 runs made, 16 were there" in capsys.readouterr().out
+    assert run(["report", str(tmp_path / "out")]) == 0
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "digits-mlp1-tanh" in page
+    assert "variational-hyperadam" in (tmp_path / "out" / "report.md").read_text(encoding="utf-8")

@@ -92,7 +92,7 @@ def evaluation_progress() -> Iterator[Callable[[EvaluationProgress], None]]:
         What to call after each run.
     """
     with progress_bar(TextColumn("{task.description}")) as bar:
-        task = bar.add_task("", total=None)
+        task = bar.add_task("", total=None, visible=False)
 
         def progress(now: EvaluationProgress) -> None:
             run = now.latest
@@ -101,6 +101,7 @@ def evaluation_progress() -> Iterator[Callable[[EvaluationProgress], None]]:
                 task,
                 completed=now.made,
                 total=now.known,
+                visible=True,
                 description=f"{run.task} {run.optimizer} lr {run.lr:g} {kind}: "
                 f"{run.final_loss:.4g}",
             )

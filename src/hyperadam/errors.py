@@ -40,12 +40,13 @@ MAX_LISTED = 12
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
-    """Message for a name that is not in a table: the near misses, and a short table whole."""
+    """Message for a name that is not in a table: the near misses, or what the table has."""
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     parts = [f"unknown {kind} {name!r}"]
     if near:
         parts.append(f"did you mean {' or '.join(map(repr, near))}?")
     if len(names) <= MAX_LISTED or not near:
-        parts.append(f"known: {', '.join(names)}")
+        more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
+        parts.append(f"known: {', '.join(names[:MAX_LISTED])}{more}")
     return ": ".join([parts[0], " ".join(parts[1:])])
