@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SOURCES := $(shell find src -type f -not -path '*/__pycache__/*' -not -name '*.so') CMakeLists.txt pyproject.toml constraints.txt README.md
 
-.PHONY: demo test lint smoke test-wheel test-sanitized figures bench results clean
+.PHONY: demo test lint smoke test-wheel test-sanitized bench results clean
 
 demo: $(VENV)/.installed
 	$(BIN)/hyperadam demo
@@ -34,19 +34,8 @@ test-wheel: $(VENV)/.installed-dev
 test-sanitized: $(VENV)/.installed-dev
 	PYTHON=$(abspath $(BIN))/python scripts/test-sanitized
 
-# Every figure that README.md quotes. DATA_DIR holds mnist-train.parquet and mnist-test.parquet.
-FIGURES := results/first-weights
+# Holds the data sets' parquet files.
 DATA_DIR ?= ../shared/data
-MNIST_TASKS := mnist-mlp1-sigmoid mnist-mlp1-relu mnist-mlp3-sigmoid
-
-figures: $(VENV)/.installed-dev
-	$(BIN)/hyperadam demo --seeds 20 --out $(FIGURES)/demo.png > $(FIGURES)/digits-mlp1-sigmoid.txt
-	$(BIN)/hyperadam demo --steps 1000 --seeds 3 --out $(FIGURES)/digits-mlp1-sigmoid-1000.png \
-		> $(FIGURES)/digits-mlp1-sigmoid-1000.txt
-	for task in $(MNIST_TASKS); do \
-		$(BIN)/hyperadam demo --task $$task --data-dir $(DATA_DIR) --seeds 5 \
-			--out $(FIGURES)/$$task.png > $(FIGURES)/$$task.txt || exit 1; \
-	done
 
 # Times and memory, for benchmarks/results: an hour on an idle machine with 24 GB.
 bench: $(VENV)/.installed-dev

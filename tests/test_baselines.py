@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-import builtins
+import sys
 
 import pytest
 import torch
@@ -125,14 +125,8 @@ def test_one_name_for_two_files_is_refused(tmp_path):
 
 @pytest.mark.parametrize("name", ["schedulefree-adamw", "adabound"])
 def test_a_missing_library_says_how_to_get_it(name, monkeypatch):
-    real = builtins.__import__
-
-    def missing(module, *rest):
-        if module in ("schedulefree", "pytorch_optimizer"):
-            raise ImportError(module)
-        return real(module, *rest)
-
-    monkeypatch.setattr(builtins, "__import__", missing)
+    for library in ("schedulefree", "pytorch_optimizer"):
+        monkeypatch.setitem(sys.modules, library, None)
     with pytest.raises(MissingDependencyError, match=r"pip install 'hyperadam\[baselines\]'"):
         make_baseline(name).build([torch.nn.Parameter(torch.ones(1))], 1e-3, 0)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -53,28 +54,18 @@ def _of_torch(kind: Callable[..., torch.optim.Optimizer], **settings: object) ->
     return lambda params, lr, _: kind(params, lr=lr, **settings)
 
 
-def _schedule_free(params: Sequence[Tensor], lr: float, _: int) -> torch.optim.Optimizer:
-    try:
-        from schedulefree import AdamWScheduleFree
-    except ImportError:
-        raise _missing("schedulefree-adamw", "schedulefree") from None
-    optimizer: torch.optim.Optimizer = AdamWScheduleFree(params, lr=lr)
-    return optimizer
+def _of_library(library: str, kind: str) -> Build:
+    def build(params: Sequence[Tensor], lr: float, _: int) -> torch.optim.Optimizer:
+        try:
+            module = importlib.import_module(library)
+        except ImportError:
+            raise MissingDependencyError(
+                f"{kind} comes from the library {library}: pip install 'hyperadam[baselines]'"
+            ) from None
+        optimizer: torch.optim.Optimizer = getattr(module, kind)(params, lr=lr)
+        return optimizer
 
-
-def _adabound(params: Sequence[Tensor], lr: float, _: int) -> torch.optim.Optimizer:
-    try:
-        from pytorch_optimizer import AdaBound
-    except ImportError:
-        raise _missing("adabound", "pytorch_optimizer") from None
-    optimizer: torch.optim.Optimizer = AdaBound(params, lr=lr)
-    return optimizer
-
-
-def _missing(name: str, library: str) -> MissingDependencyError:
-    return MissingDependencyError(
-        f"{name} comes from the library {library}: pip install 'hyperadam[baselines]'"
-    )
+    return build
 
 
 HAND_DESIGNED: dict[str, Baseline] = {
@@ -89,8 +80,8 @@ HAND_DESIGNED: dict[str, Baseline] = {
         ("amsgrad", 1e-3, _of_torch(torch.optim.Adam, amsgrad=True)),
         ("adamw", 1e-3, _of_torch(torch.optim.AdamW)),
         ("nadam", 2e-3, _of_torch(torch.optim.NAdam)),
-        ("schedulefree-adamw", 2.5e-3, _schedule_free),
-        ("adabound", 1e-3, _adabound),
+        ("schedulefree-adamw", 2.5e-3, _of_library("schedulefree", "AdamWScheduleFree")),
+        ("adabound", 1e-3, _of_library("pytorch_optimizer", "AdaBound")),
     )
 }
 """Hand-designed optimizers, with the defaults of their libraries."""

@@ -403,5 +403,5 @@ def machine() -> str:
     if sys.platform == "linux":
         found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.M)
         name = found[1] if found else name
-    cores = len(os.sched_getaffinity(0))
-    return f"{name}, {cores} cores, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    cores, threads = len(os.sched_getaffinity(0)), torch.get_num_threads()
+    return f"{name}, {cores} cores, threads a run: {threads}, torch {torch.__version__}"

@@ -57,11 +57,10 @@ class RunKey:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Record:
+class Record(RunKey):
     """One finished training run of T steps: the line of a results file.
 
     Attributes:
-        task, optimizer, weights, lr, seed, steps, schedule: see :class:`RunKey`.
         learned: whether the optimizer was meta-trained.
         default_lr: the optimizer's.
         train_loss: (T,) loss of each step's batch before its update; NaN where not finite.
@@ -78,13 +77,6 @@ class Record:
         trace: what the rule did inside, see :class:`hyperadam.evaluation.trace.Tracer`.
     """
 
-    task: str
-    optimizer: str
-    weights: str | None
-    lr: float
-    seed: int
-    steps: int
-    schedule: str
     learned: bool
     default_lr: float
     train_loss: np.ndarray
