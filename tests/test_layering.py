@@ -18,6 +18,7 @@ BASE = {"errors"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "files": set(),
+    "interrupt": set(),
     "config": BASE,
     "tensor_file": BASE | {"files"},
     "rule": BASE,
@@ -25,9 +26,10 @@ ALLOWED: dict[str, set[str]] = {
     "kernels": BASE | {"rule"},
     "weights": BASE | {"rule", "config", "tensor_file"},
     "optim": BASE | {"rule", "kernels", "weights"},
-    "metatrain": BASE | {"rule", "kernels", "tasks", "weights", "config", "files", "tensor_file"},
+    "metatrain": BASE
+    | {"rule", "kernels", "tasks", "weights", "config", "files", "interrupt", "tensor_file"},
     "presets": BASE | {"rule", "metatrain"},
-    "evaluation": BASE | {"baselines", "files", "optim", "rule", "tasks"},
+    "evaluation": BASE | {"baselines", "files", "interrupt", "optim", "rule", "tasks"},
     "baselines": BASE | {"optim", "weights"},
     "demo": BASE | {"baselines", "evaluation", "optim", "tasks", "weights", "files"},
     "estimate": BASE | {"kernels", "optim", "weights"},

@@ -17,6 +17,7 @@ import signal
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -34,6 +35,7 @@ from hyperadam.evaluation.records import FIRST_TUNING_SEED, Record, RunKey, RunS
 from hyperadam.evaluation.suites import find_suite, tasks_of
 from hyperadam.evaluation.trace import Tracer, trace_steps
 from hyperadam.evaluation.tuning import best_lr, grid_lr, more_places, tuning_seeds
+from hyperadam.interrupt import interruption
 from hyperadam.optim import LearnedOptimizer
 from hyperadam.tasks import TASKS, make_task
 
@@ -232,27 +234,26 @@ def evaluate(
         for baseline in baselines
     ]
     store = RunStore(folder)
-    with store.opened() as there, _workers(jobs, data_dir) as pool, _interruption() as stopped:
+    with store.opened() as there, _workers(jobs, data_dir) as pool, interruption() as stopped:
         done = {record.key: record for record in there}
         made: list[Record] = []
         pending: dict[Future[Record], Cell] = {}
-        waiting: dict[RunKey, Cell] = {}
+        waiting: deque[tuple[RunKey, Cell]] = deque()
         asked: set[RunKey] = set()
 
-        def ask(cell: Cell) -> None:
-            new = {key: cell for key in cell.wanted(done) if key not in asked}
+        def new_runs(cell: Cell) -> list[tuple[RunKey, Cell]]:
+            new = [key for key in cell.wanted(done) if key not in asked]
             asked.update(new)
-            waiting.update(new)
+            return [(key, cell) for key in new]
 
         for cell in cells:
-            ask(cell)
+            waiting.extend(new_runs(cell))
         try:
             if waiting:
-                _probe(pool, sorted({cell.task for cell in waiting.values()}))
+                _probe(pool, sorted({cell.task for _, cell in waiting}))
             while (waiting or pending) and not stopped.is_set():
                 while waiting and len(pending) < jobs + 1:
-                    key = next(iter(waiting))
-                    cell = waiting.pop(key)
+                    key, cell = waiting.popleft()
                     pending[pool.submit(_run, key, cell.text, config.suite)] = cell
                 finished, _ = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
                 for future in finished:
@@ -261,7 +262,7 @@ def evaluate(
                     store.add(record)
                     done[record.key] = record
                     made.append(record)
-                    ask(cell)
+                    waiting.extendleft(reversed(new_runs(cell)))  # a task's runs stay together
                     known = len(made) + len(waiting) + len(pending)
                     progress(Progress(len(made), known, record))
         except BrokenProcessPool:
@@ -285,29 +286,6 @@ def _probe(pool: ProcessPoolExecutor, tasks: Sequence[str]) -> None:
         future.result()
 
 
-@contextmanager
-def _interruption() -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C or SIGTERM sets; the second acts as usual."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event  # Python lets only the main thread handle signals
-        return
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    previous = {number: signal.getsignal(number) for number in numbers}
-
-    def request(number: int, _: object) -> None:
-        event.set()
-        signal.signal(number, previous[signal.Signals(number)])
-
-    for number in numbers:
-        signal.signal(number, request)
-    try:
-        yield event
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
 # -- in the workers --------------------------------------------------------------------------------
 
 _data_dir: Path | None = None
@@ -315,7 +293,7 @@ _data_dir: Path | None = None
 
 @contextmanager
 def _workers(jobs: int, data_dir: Path | None) -> Iterator[ProcessPoolExecutor]:
-    threads = max(1, len(os.sched_getaffinity(0)) // jobs)
+    threads = max(1, torch.get_num_threads() // jobs)
     pool = ProcessPoolExecutor(
         jobs,
         mp_context=multiprocessing.get_context("spawn"),
@@ -403,5 +381,5 @@ def machine() -> str:
     if sys.platform == "linux":
         found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.M)
         name = found[1] if found else name
-    cores, threads = len(os.sched_getaffinity(0)), torch.get_num_threads()
-    return f"{name}, {cores} cores, threads a run: {threads}, torch {torch.__version__}"
+    threads = torch.get_num_threads()
+    return f"{name}, {os.cpu_count()} cores, threads a run: {threads}, torch {torch.__version__}"

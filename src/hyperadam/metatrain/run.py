@@ -11,21 +11,19 @@ import dataclasses
 import datetime
 import io
 import json
-import signal
 import subprocess
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import filelock
 
 from hyperadam.errors import ConfigError, RunError
 from hyperadam.files import atomic_write
+from hyperadam.interrupt import interruption
 from hyperadam.metatrain.checkpoint import load_checkpoint, save_checkpoint
 from hyperadam.metatrain.config import MetaTrainConfig
 from hyperadam.metatrain.trainer import HISTORY_COLUMNS, MetaStep, MetaTrainer
@@ -122,28 +120,6 @@ def differences(ours: MetaTrainConfig, theirs: MetaTrainConfig) -> list[str]:
     ]
 
 
-class _Interrupt:
-    """Turns the first Ctrl-C (or SIGTERM) into a request to stop after the current meta-step."""
-
-    def __init__(self) -> None:
-        self.requested = False
-        # Python lets only the main thread handle signals.
-        main = threading.current_thread() is threading.main_thread()
-        self.signals = (signal.SIGINT, signal.SIGTERM) if main else ()
-
-    def __enter__(self) -> _Interrupt:
-        self.previous = {number: signal.signal(number, self._request) for number in self.signals}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
-
-    def _request(self, number: int, frame: FrameType | None) -> None:
-        self.requested = True
-        signal.signal(number, self.previous[signal.Signals(number)])  # the second one acts
-
-
 def run_meta_training(
     out: Path,
     config: MetaTrainConfig | None,
@@ -215,9 +191,9 @@ def _train(
         return
     events = _Events(folder / EVENTS, first_step=len(trainer.history) + 1)
     try:
-        with _Interrupt() as interrupt:
+        with interruption() as stopped:
             saved_at = time.monotonic()
-            while not trainer.finished and not interrupt.requested:
+            while not trainer.finished and not stopped.is_set():
                 record = trainer.meta_step()
                 events.write(record)
                 progress(record)
