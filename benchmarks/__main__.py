@@ -12,6 +12,7 @@ import torch
 from benchmarks import floor, machine, meta, state_dtype, step
 from benchmarks.report import write
 from hyperadam.errors import HyperAdamError
+from hyperadam.kernels import cpu
 
 NAMES = ("floor", "step", "meta", "state-dtype")
 
@@ -21,6 +22,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("benchmark", choices=[*NAMES, "all"])
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), metavar="DIR")
     parser.add_argument("--backend", default="auto", help="of ours (%(default)s)")
+    parser.add_argument(
+        "--instruction-set",
+        metavar="NAME",
+        help="of the C++ kernel, for step: avx512, avx2 or portable (the best that there is)",
+    )
     parser.add_argument("--device", default="cpu", help="for floor and step (%(default)s)")
     parser.add_argument(
         "--data-dir",
@@ -38,6 +44,8 @@ def _command(arguments: argparse.Namespace, name: str) -> str:
     words = ["python -m benchmarks", name]
     if name in ("step", "meta"):
         words += ["--backend", arguments.backend]
+    if name == "step" and arguments.instruction_set is not None:
+        words += ["--instruction-set", arguments.instruction_set]
     if name in ("floor", "step"):
         words += ["--device", arguments.device]
     return " ".join([*words, "--quick"] if arguments.quick else words)
@@ -48,7 +56,11 @@ def _results(arguments: argparse.Namespace, name: str) -> tuple[dict[str, Any], 
     if name == "floor":
         return floor.run(device=device, quick=quick)
     if name == "step":
-        return step.run(backend=arguments.backend, device=device, quick=quick)
+        cpu.prefer(arguments.instruction_set)
+        try:
+            return step.run(backend=arguments.backend, device=device, quick=quick)
+        finally:
+            cpu.prefer(None)
     if name == "state-dtype":
         return state_dtype.run(data_dir=arguments.data_dir, quick=quick)
     return meta.run(backend=arguments.backend, data_dir=arguments.data_dir, quick=quick)
@@ -66,6 +78,8 @@ def main(words: list[str] | None = None) -> int:
         described = machine.describe(torch.device(arguments.device))
         on_device = arguments.device != "cpu" and name in ("floor", "step")
         saved = f"{name}-gpu" if on_device else name
+        if name == "step" and arguments.instruction_set is not None:
+            saved = f"{saved}-{arguments.instruction_set}"
         write(arguments.out, saved, _command(arguments, name), described, results, sections)
         print("\n\n".join(sections))
     return 0

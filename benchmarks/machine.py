@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 import hyperadam
+from hyperadam.metatrain.run import source_version
 
 
 def _first(path: str, pattern: str) -> str | None:
@@ -23,7 +24,7 @@ def _first(path: str, pattern: str) -> str | None:
 
 
 def describe(device: torch.device) -> dict[str, str | int | float]:
-    """What a figure depends on: processor, memory, versions, threads, date."""
+    """What a figure depends on: processor, memory, versions, the source's commit, threads, date."""
     memory_kb = _first("/proc/meminfo", r"^MemTotal:\s+(\d+)")
     description: dict[str, str | int | float] = {
         "cpu": _first("/proc/cpuinfo", r"^model name\s*:\s*(.+)$") or platform.machine(),
@@ -34,6 +35,7 @@ def describe(device: torch.device) -> dict[str, str | int | float]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "hyperadam": hyperadam.__version__,
+        "source": source_version(),
         "threads": torch.get_num_threads(),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
     }

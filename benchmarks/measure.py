@@ -39,12 +39,14 @@ class Effort:
     """How long to measure.
 
     Attributes:
-        rounds: turns of each program, at most and if time allows; at least two.
+        rounds: turns of each program, at most and if time allows.
         seconds: for one group of programs, about.
+        least: turns of each program however long they take, so that a median rests on enough.
     """
 
     rounds: int
     seconds: float
+    least: int = 2
 
 
 def groups(programs: Sequence[Program], free_bytes: int | None) -> Iterator[list[Program]]:
@@ -91,7 +93,7 @@ def interleave(
     times: dict[str, list[float]] = {name: [] for name in steps}
     begin = time.perf_counter()
     for finished in range(effort.rounds):
-        if finished >= 2 and time.perf_counter() - begin > effort.seconds:
+        if finished >= effort.least and time.perf_counter() - begin > effort.seconds:
             break
         for name, step in steps.items():
             turn = [_timed(step, device) for _ in range(turn_steps[name])]

@@ -16,8 +16,9 @@ from benchmarks.report import number, table
 from benchmarks.resnet import resnet20_shapes
 from benchmarks.textbook import TextbookOptimizer, Variant
 from hyperadam import VariationalHyperAdam, load_weights
-from hyperadam.estimate import STATE_DTYPES, free_memory, memory_estimate
+from hyperadam.estimate import STATE_DTYPES, memory_estimate
 from hyperadam.kernels import choose_backend
+from hyperadam.optim.memory import free_memory
 from hyperadam.rule import VariationalHyperAdamRule
 
 SIZES = {"16k": 16_000, "160k": 160_000, "1M": 1_000_000, "4M": 4_000_000, "16M": 16_000_000}
@@ -31,7 +32,7 @@ PLAIN_STEP_BYTES = 2_000
 MEMORY_SHARE = 0.8
 
 RESNET, RESNET_FLAT = "ResNet-20", "ResNet-20, flat"
-ADAM, TEXTBOOK = "Adam", "textbook"
+ADAM, ADAM_DEFAULT, TEXTBOOK = "Adam", "Adam, default", "textbook"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,13 +106,15 @@ def programs(case: Case, backends: Sequence[str], device: torch.device) -> list[
         variant = Variant(rms=rule.column_norm == "rms", bound=rule.candidate_bound)
         return TextbookOptimizer(param, theta, weights.lr, variant).step
 
-    def adam() -> Step:
-        return torch.optim.Adam(random_params(case, device), foreach=True).step
+    def adam(*, foreach: bool | None) -> Step:
+        return torch.optim.Adam(random_params(case, device), foreach=foreach).step
 
     params_bytes = 8 * count
     held = {name: memory_estimate(weights, count, name).total for name in STATE_DTYPES}
     adam_bytes = params_bytes + memory_estimate(weights, count, "float32").adam
-    listed = [Program(ADAM, adam, adam_bytes, 8 * count)]
+    listed = [Program(ADAM, lambda: adam(foreach=True), adam_bytes, 8 * count)]
+    if len(case.shapes) > 1:  # with one tensor both are the same
+        listed.append(Program(ADAM_DEFAULT, lambda: adam(foreach=None), adam_bytes, 8 * count))
     for backend in backends:
         if backend == "reference":
             continue
@@ -138,7 +141,7 @@ def run(*, backend: str, device: torch.device, quick: bool) -> tuple[dict[str, A
     rule = weights.rule
     assert isinstance(rule, VariationalHyperAdamRule)
     backends = available_backends(backend, rule, device)
-    effort = Effort(rounds=2, seconds=1) if quick else Effort(rounds=30, seconds=60)
+    effort = Effort(rounds=2, seconds=1) if quick else Effort(30, seconds=60, least=15)
     rates = floor.measure_rates(device, quick=quick)
     measured: dict[str, dict[str, Any]] = {}
     for case in cases(quick=quick):

@@ -8,13 +8,14 @@ import math
 import pytest
 import torch
 
-from benchmarks import floor, meta, plain_meta, step, textbook
+from benchmarks import floor, machine, meta, plain_meta, step, textbook
 from benchmarks.__main__ import main
-from benchmarks.measure import Program, groups
+from benchmarks.measure import Effort, Program, groups, interleave
 from benchmarks.resnet import resnet20_shapes
 from conftest import random_theta
-from hyperadam.kernels import differentiable_rule
+from hyperadam.kernels import cpu, differentiable_rule
 from hyperadam.metatrain import InnerState, MetaTrainConfig, unroll
+from hyperadam.metatrain.run import source_version
 from hyperadam.rule import VariationalHyperAdamRule
 
 
@@ -114,6 +115,16 @@ def test_programs_are_measured_together_where_they_fit():
     assert list(groups([], 30)) == []
 
 
+def test_slow_programs_have_enough_turns():
+    effort = Effort(rounds=9, seconds=0, least=4)
+    times = interleave([Program("slow", lambda: lambda: None)], effort, torch.device("cpu"))
+    assert len(times["slow"]) == 4 * 9  # of ten steps a turn the first is dropped
+
+
+def test_the_source_is_named():
+    assert machine.describe(torch.device("cpu"))["source"] == source_version()
+
+
 def test_resnet20():
     shapes = resnet20_shapes()
     assert sum(math.prod(shape) for shape in shapes) == 269_722
@@ -163,6 +174,7 @@ def test_it_runs(tmp_path, monkeypatch, capsys):
         assert (tmp_path / "out" / f"{name}.md").read_text().startswith(f"# {name}\n")
     ours = f"{values['results']['ours']} float32"
     assert set(values["results"]["cases"]) == {"tiny", "small", step.RESNET, step.RESNET_FLAT}
+    assert step.ADAM_DEFAULT in values["results"]["cases"][step.RESNET]["programs"]
     for case in values["results"]["cases"].values():
         assert {"Adam", ours} <= set(case["programs"])
         assert all(len(p["seconds"]) == p["steps"] for p in case["programs"].values())
@@ -174,3 +186,25 @@ def test_mistakes_are_one_line(tmp_path, capsys):
     arguments = ["step", "--quick", "--out", str(tmp_path), "--backend", "abacus"]
     assert main(arguments) == 2
     assert "unknown backend 'abacus'" in capsys.readouterr().err
+    arguments = ["step", "--quick", "--out", str(tmp_path), "--instruction-set", "abacus"]
+    assert main(arguments) == 2
+    assert "unknown instruction set 'abacus'" in capsys.readouterr().err
+
+
+def test_the_instruction_set_is_what_runs(monkeypatch):
+    used = []
+    program = cpu._cpu.Program32
+
+    def spy(*arguments):
+        used.append(arguments[-1])
+        return program(*arguments)
+
+    monkeypatch.setattr(cpu._cpu, "Program32", spy)
+    rule = VariationalHyperAdamRule(channels=4)
+    for name in cpu.instruction_sets():
+        cpu.prefer(name)
+        try:
+            cpu.CpuPasses(rule, random_theta(rule))
+        finally:
+            cpu.prefer(None)
+    assert used == cpu.instruction_sets()

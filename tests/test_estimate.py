@@ -7,8 +7,10 @@ import torch
 
 from conftest import make_weights
 from hyperadam import VariationalHyperAdam, estimate, load_weights
+from hyperadam.console import estimate_remarks
 from hyperadam.errors import ConfigError, WeightsError
-from hyperadam.estimate import Estimate, Memory, free_memory, memory_estimate, parse_count
+from hyperadam.estimate import Estimate, Memory, memory_estimate, parse_count
+from hyperadam.optim.memory import free_memory
 from hyperadam.rule import RNNpropRule, VariationalHyperAdamRule
 
 
@@ -104,9 +106,36 @@ def test_times_scale_linearly(monkeypatch):
     monkeypatch.setattr("hyperadam.estimate._step_seconds", fake)
     result = estimate.estimate(make_weights(), 12_000, measured_params=1000)
     assert sizes == [1000, 1000]
+    assert result.adam_measured_params == 1000
     assert (result.step_seconds, result.adam_step_seconds) == (6.0, 3.0)
     assert result.measured_params == 1000
     assert result.fits
+
+
+@pytest.mark.parametrize(("free", "adam"), [(None, 16_000_000), (64 * 10**6, 10**6), (8, 1)])
+def test_adam_is_measured_beyond_the_caches_where_memory_allows(monkeypatch, free, adam):
+    monkeypatch.setattr("hyperadam.estimate.free_memory", lambda device: free)
+    sizes = []
+
+    def fake(make, num_params, device):
+        sizes.append(num_params)
+        return 1.0
+
+    monkeypatch.setattr("hyperadam.estimate._step_seconds", fake)
+    result = estimate.estimate(make_weights(VariationalHyperAdamRule()), 10**9)
+    assert sizes[1] == result.adam_measured_params == adam
+    assert result.adam_step_seconds == 10**9 / adam
+
+
+def test_the_references_step_counts(monkeypatch):
+    monkeypatch.setattr("hyperadam.estimate._step_seconds", lambda *arguments: 1.0)
+    monkeypatch.setattr("hyperadam.estimate.choose_backend", lambda *arguments: "reference")
+    known = estimate.estimate(make_weights(VariationalHyperAdamRule()), 1000)
+    assert known.memory.step == 1000 * 122 * 17
+    assert known.memory.peak == known.memory.total + known.memory.step
+    values = {**vars(known), "free_bytes": known.memory.peak - 1}
+    assert Estimate(**values).fits is False
+    assert any("does not fit" in line for line in estimate_remarks(Estimate(**values)))
 
 
 def test_a_small_problem_is_measured_as_it_is():
@@ -133,5 +162,7 @@ def test_it_fits_or_not():
 def test_mistakes():
     with pytest.raises(ConfigError, match="unknown state_dtype"):
         memory_estimate(make_weights(), 10, "float16")
+    with pytest.raises(ConfigError, match="must be cpu or cuda; got 'mps'"):
+        estimate.estimate(make_weights(), 10, device="mps")
     with pytest.raises(WeightsError, match="these are of rnnprop"):
         estimate.estimate(make_weights(RNNpropRule(channels=4)), 10)

@@ -176,19 +176,24 @@ def estimate_remarks(estimate: Estimate) -> list[str]:
         lines.append(f"free memory of {estimate.device}: {_bytes(estimate.free_bytes)}; it fits")
     else:
         lines.append(
-            f"WARNING: it does not fit: {_bytes(memory.total)} are needed, "
+            f"WARNING: it does not fit: {_bytes(memory.peak)} are needed, "
             f"{_bytes(estimate.free_bytes)} of {estimate.device} memory are free"
         )
         if estimate.state_dtype == "float32":
-            smaller = memory.state / 2 + memory.buffers
+            smaller = memory.state / 2 + memory.buffers + memory.step
             lines.append(f"--state-dtype bfloat16 would need {_bytes(smaller)}")
     if estimate.backend == "reference":
-        lines.append("the reference backend needs several times the state more while a step runs")
+        lines.append(
+            f"the reference backend needs about {_bytes(memory.step)} of that only while it steps"
+            if estimate.fits is False
+            else f"the reference backend needs about {_bytes(memory.step)} more while it steps"
+        )
     threads = f", {estimate.threads} threads" if estimate.device == "cpu" else ""
     scaled = estimate.measured_params < estimate.num_params
     lines.append(
         f"times: measured here with {estimate.measured_params:,} parameters in one tensor "
-        f"({estimate.backend} backend{threads})" + (", scaled linearly" if scaled else "")
+        f"({estimate.backend} backend{threads}), Adam's with {estimate.adam_measured_params:,}"
+        + (", scaled linearly" if scaled else "")
     )
     return lines
 

@@ -5,6 +5,7 @@ tests/conftest.py turns the interpreter on where there is no GPU; with one, test
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.util
 import math
@@ -132,7 +133,7 @@ def test_other_parts_stay_as_they_are():
 
 
 @interpreter
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 1.01e15, -1e19])
 def test_a_gradient_that_is_not_finite_changes_nothing(bad):
     """The passes by themselves: only they see the flag on a GPU."""
     rule = RULES["small"]
@@ -152,6 +153,47 @@ def test_a_gradient_that_is_not_finite_changes_nothing(bad):
     passes.state_cell(plan, steps, tiles, tiles, grad, scale, finite)
     passes.adam_cell(plan, steps, tiles, tiles, lanes, scale, finite)
     assert torch.equal(tiles, before)
+
+
+@interpreter
+def test_the_largest_gradient_is_finite():
+    rule = RULES["small"]
+    stepper = Stepper(fused(rule, random_theta(rule)), rule, [40])
+    grad = torch.ones(40)
+    grad[39] = -1e15
+    _, finite = stepper.step([grad])
+    assert finite
+    assert stepper.state.tiles_TRx.isfinite().all()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="no Triton")
+def test_gpus_that_it_does_not_serve(monkeypatch):
+    device = torch.device("cuda", 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    monkeypatch.setenv("CC", "cc")
+    assert kernel.why_not(device, torch.float32) is None
+    monkeypatch.delenv("CC")
+    monkeypatch.setattr(kernel.shutil, "which", lambda name: None)
+    assert "C compiler" in kernel.why_not(device, torch.float32)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (6, 1))
+    assert "7.0; cuda:1 has 6.1" in kernel.why_not(device, torch.float32)
+    monkeypatch.setattr(torch.version, "hip", "6.0")
+    assert "ROCm" in kernel.why_not(device, torch.float32)
+
+
+@interpreter
+def test_launches_are_on_the_tensors_device(monkeypatch):
+    """Triton takes the current device, which may be another than the parameters'."""
+    devices = []
+
+    def on(device):
+        devices.append(device)
+        return contextlib.nullcontext()
+
+    monkeypatch.setattr(kernel, "_on", on)
+    rule = RULES["small"]
+    Stepper(fused(rule, random_theta(rule)), rule, [40]).step([torch.ones(40)])
+    assert devices == [CPU] * 5  # features, squares of h and of m, state cell, Adam cell
 
 
 @interpreter

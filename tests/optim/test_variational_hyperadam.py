@@ -5,6 +5,7 @@ import inspect
 import io
 import itertools
 import math
+import weakref
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from conftest import GOLDEN, make_weights, random_theta
 from hyperadam import VariationalHyperAdam, Weights, save_weights
 from hyperadam.errors import OutOfMemoryError, WeightsError
 from hyperadam.kernels import TileLayout
+from hyperadam.optim.arena import Arena
 from hyperadam.rule import RULES, VariationalHyperAdamRule, standard_normal
 
 WEIGHTS = make_weights()
@@ -676,10 +678,11 @@ def test_sparse_gradients():
     assert_unchanged(optimizer, params, before)
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_nonfinite_gradients_are_skipped(bad):
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 1e19, -2e15])
+def test_nonfinite_gradients_are_skipped(bad, backend):
     params = make_params(4, 3)
-    optimizer = make(params)
+    optimizer = make(params, backend=backend)
     train(optimizer, params, 1)
     before = snapshot(optimizer, params)
     set_grads(params, 1)
@@ -742,9 +745,10 @@ def test_nonfinite_gradients_raise():
     train(optimizer, params, 1)
     before = snapshot(optimizer, params)
     set_grads(params, 1)
-    params[1].grad[0, 0] = math.nan
-    with pytest.raises(RuntimeError, match=r"shape \(3, 2\) holds NaN"):
-        optimizer.step()
+    for bad in (math.nan, 2e15):
+        params[1].grad[0, 0] = bad
+        with pytest.raises(RuntimeError, match=r"shape \(3, 2\) holds NaN.*\(1 parameters"):
+            optimizer.step()
     assert_unchanged(optimizer, params, before)
     assert optimizer.skipped_steps == 0
 
@@ -899,3 +903,61 @@ def test_memory_that_is_not_there_is_named(weights, state_dtype):
         VariationalHyperAdam([param], weights=weights, state_dtype=state_dtype)
     assert isinstance(caught.value, torch.OutOfMemoryError)
     assert "hyperadam estimate" in str(caught.value)
+
+
+def test_memory_that_is_not_free_is_refused_before_it_is_taken(weights, monkeypatch):
+    """Where the system would lend it and end the process later."""
+    params = make_params(320)
+    taken = VariationalHyperAdam(params, weights=weights)._arena
+    nbytes = taken.state.tiles_TRx.nbytes + 3 * 4 * 320
+    monkeypatch.setattr("hyperadam.optim.arena.free_memory", lambda device: nbytes)
+    VariationalHyperAdam(params, weights=weights)
+    monkeypatch.setattr("hyperadam.optim.arena.free_memory", lambda device: nbytes - 1)
+    with pytest.raises(OutOfMemoryError, match=f"; {nbytes - 1:,} are free"):
+        VariationalHyperAdam(params, weights=weights)
+
+
+@pytest.mark.parametrize("message", ["DefaultCPUAllocator: can't allocate memory", "anything else"])
+def test_only_an_allocators_failure_is_one_of_memory(weights, monkeypatch, message):
+    zeros = torch.zeros
+
+    def fail(*shape, **settings):
+        if shape and len(shape[0] if isinstance(shape[0], tuple) else shape) == 3:  # the tiles
+            raise RuntimeError(message)
+        return zeros(*shape, **settings)
+
+    params = make_params(3)
+    monkeypatch.setattr("torch.zeros", fail)
+    with pytest.raises(RuntimeError) as caught:
+        VariationalHyperAdam(params, weights=weights)
+    assert isinstance(caught.value, OutOfMemoryError) == message.startswith("Default")
+
+
+@pytest.mark.parametrize("steps", [0, 1])
+def test_old_memory_is_free_where_nothing_needs_it(steps, monkeypatch):
+    """A group added before the first step; a state dict loaded over a state."""
+    params = make_params(40)
+    optimizer = make(params)
+    train(optimizer, params, steps)
+    saved, old = optimizer.state_dict(), weakref.ref(optimizer._arena)
+    alive = []
+    if steps:
+        real = torch.Tensor.detach
+
+        def detach(tensor):  # of the saved state, before its copy
+            alive.append(old() is not None or bool(optimizer.state))
+            return real(tensor)
+
+        monkeypatch.setattr(torch.Tensor, "detach", detach)
+        optimizer.load_state_dict(saved)
+    else:
+        real = Arena.__init__
+        monkeypatch.setattr(
+            Arena, "__init__", lambda *a: (alive.append(old() is not None), real(*a))[1]
+        )
+        optimizer.add_param_group({"params": make_params(30)})
+        (new,) = optimizer.param_groups[1]["params"]
+        params[0].grad, new.grad = torch.ones(40), torch.ones(30)
+        optimizer.step()
+    assert alive
+    assert not any(alive)

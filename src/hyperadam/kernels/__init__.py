@@ -8,7 +8,7 @@ from hyperadam.kernels.dispatch import (
     differentiable_rule,
     tiled_rule,
 )
-from hyperadam.kernels.tiled import Lanes, TiledRule, TiledState
+from hyperadam.kernels.tiled import Lanes, TiledRule, TiledState, is_finite
 from hyperadam.kernels.tiles import TILE, Part, TileLayout, lay_out
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "TiledState",
     "choose_backend",
     "differentiable_rule",
+    "is_finite",
     "lay_out",
     "tiled_rule",
 ]

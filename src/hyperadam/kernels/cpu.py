@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hyperadam.errors import ConfigError, unknown_name
 from hyperadam.kernels.fused import Passes
 from hyperadam.kernels.tiled import Lanes
 from hyperadam.kernels.tiles import Part, TileLayout
@@ -19,7 +20,10 @@ _reason: str | None = None
 try:
     _cpu = importlib.import_module("hyperadam.kernels._cpu")
 except ImportError as error:  # installed where there was no compiler
-    _reason = f"it was not built when hyperadam was installed ({error})"
+    _reason = (
+        f"it was not built when hyperadam was installed ({error}): install a C++ compiler and run "
+        f"pip install --force-reinstall --no-deps . in hyperadam's folder"
+    )
 
 THETA_ORDER = (
     "pre_linear.weight",
@@ -44,9 +48,25 @@ def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
     return _reason
 
 
+_preferred: str | None = None
+
+
 def instruction_sets() -> list[str]:
     """The instruction sets that the kernel has and this processor too, the best first."""
     return list(_cpu.instruction_sets())
+
+
+def prefer(instruction_set: str | None) -> None:
+    """Have kernels that are made from now on use an instruction set; None: the best. To measure.
+
+    Raises:
+        ConfigError: the kernel or this processor does not have it.
+    """
+    global _preferred
+    known = instruction_sets() if _cpu is not None else []
+    if instruction_set is not None and instruction_set not in known:
+        raise ConfigError(unknown_name("instruction set", instruction_set, known))
+    _preferred = instruction_set
 
 
 def standard_normal(seeds: Sequence[int], steps_T: Tensor, count: int) -> Tensor:
@@ -64,7 +84,7 @@ class CpuPasses(Passes):
         rule: the rule.
         theta: its meta-parameters, on the CPU, of float32 or float64: the dtype of the computation.
         state_dtype: of the tiles: that of theta, or bfloat16 beside float32; None: that of theta.
-        instruction_set: of :func:`instruction_sets`; None takes the best.
+        instruction_set: of :func:`instruction_sets`; None: that of :func:`prefer`.
     """
 
     def __init__(
@@ -82,7 +102,7 @@ class CpuPasses(Passes):
             rule.candidate_bound or 0.0,
             state_dtype == torch.bfloat16,
             [theta[name].detach().contiguous() for name in THETA_ORDER if name in theta],
-            instruction_set or instruction_sets()[0],
+            instruction_set or _preferred or instruction_sets()[0],
         )
         self.layout = TileLayout.of(rule)
 

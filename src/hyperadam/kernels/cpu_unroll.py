@@ -183,6 +183,7 @@ class Tape:
     ) -> tuple[Tensor, Tensor]:
         """Gradients with respect to the state before a step and theta, from those after it.
 
+        Those of exp_avg and exp_avg_sq are 0: the rule's features are data, as its gradients are.
         Any order of steps gives the same; from the last to the first is the fast one.
         """
         tiles, new_tiles = self._state(index), self._state(index + 1)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hyperadam.kernels.tiled import Lanes, TiledRule, TiledState
+from hyperadam.kernels.tiled import Lanes, TiledRule, TiledState, finite_everywhere
 from hyperadam.kernels.tiles import Part
 from hyperadam.rule import Reduce, Rule, VariationalHyperAdamRule
 from hyperadam.rule.normalize import EPSILON
@@ -59,7 +59,8 @@ class Passes(abc.ABC):
     def features(
         self, plan: Plan, steps_P: Tensor, tiles: Tensor, grad: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Sums of x squared, and whether the gradient is finite (bool, shape ())."""
+        """Sums of x squared, and whether the gradient is finite (bool, shape ()), as
+        :func:`~hyperadam.kernels.tiled.is_finite` has it."""
 
     @abc.abstractmethod
     def squares(self, plan: Plan, tiles: Tensor, field: str) -> Tensor:
@@ -152,6 +153,7 @@ class FusedTiledRule(TiledRule):
         self._prepare(tuple(parts), tiles.device)
         plan, counts_S = self._plan, self._counts_S
         x_SH, finite = passes.features(plan, steps_P, tiles, lanes.grad)
+        finite = finite_everywhere(finite, reduce)
         if finite.device.type == "cpu" and not bool(finite):
             return finite
         if state.squares is None or state.squares_of != self._parts:

@@ -47,6 +47,30 @@ class Lanes:
     direction: Tensor | None
 
 
+LARGEST_GRADIENT = {torch.float32: 1e15, torch.float64: 1e140}
+"""By the dtype of the computation: a gradient with a number beyond it counts as not finite. Sums of
+squares over all coordinates still hold it; its own square would turn moments infinite for good."""
+
+
+def is_finite(grad: Tensor) -> Tensor:
+    """Whether a gradient can be used: bool of shape (), on its device.
+
+    Args:
+        grad: float32 or float64.
+
+    Returns:
+        False where it holds NaN, infinity or a number beyond :data:`LARGEST_GRADIENT`.
+    """
+    return (grad.abs() <= LARGEST_GRADIENT[grad.dtype]).all()
+
+
+def finite_everywhere(finite: Tensor, reduce: Reduce | None) -> Tensor:
+    """Whether the gradient is finite on every shard, so that all of them step or none does."""
+    if reduce is None:
+        return finite
+    return reduce((~finite).to(torch.float64).reshape(1)).reshape(()) == 0
+
+
 class TiledRule(abc.ABC):
     """A rule with its theta on one device, applied to tiles."""
 
@@ -66,11 +90,13 @@ class TiledRule(abc.ABC):
             parts: what takes a step.
             steps_P: the number of this step for each of them, from 1; int64, on the device.
             lanes: gradient in, update out.
-            reduce: see :func:`~hyperadam.rule.normalize.unit_columns`.
+            reduce: see :func:`~hyperadam.rule.normalize.unit_columns`; called once more, for
+                whether the gradient is finite on all shards.
 
         Returns:
-            bool of shape (), on the device: whether the gradient was finite. If not, the state is
-            as it was, and what is in ``lanes`` means nothing.
+            bool of shape (), on the device: whether the gradient was finite, with no number
+            beyond :data:`LARGEST_GRADIENT`. If not, the state is as it was, and what is in
+            ``lanes`` means nothing.
         """
 
 
@@ -96,7 +122,7 @@ class ReferenceTiledRule(TiledRule):
         reduce: Reduce | None = None,
     ) -> Tensor:
         grad_N = torch.cat([lanes.grad[part.lanes] for part in parts])
-        finite = torch.isfinite(grad_N).all()
+        finite = finite_everywhere(is_finite(grad_N), reduce)
         if not bool(finite):
             return finite
         counts = [part.count for part in parts]

@@ -9,10 +9,12 @@ Suffixes: S segments, M blocks of the largest segment, H channels, G groups of 4
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.util
 import math
 import os
+import shutil
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,6 +30,8 @@ from hyperadam.rule import Theta, VariationalHyperAdamRule
 BLOCK_TILES = 2
 NUM_WARPS = 1
 GROUP = 4
+LEAST_CAPABILITY = (7, 0)
+"""Of a GPU, for Triton."""
 
 
 def interpreted() -> bool:
@@ -42,8 +46,26 @@ def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
     if dtype != torch.float32:
         return f"it computes in float32, not in {str(dtype).removeprefix('torch.')}"
     if importlib.util.find_spec("triton") is None:
-        return "Triton is not installed: pip install 'hyperadam[triton]'"
+        return "Triton is not installed: pip install '.[triton]' in hyperadam's folder"
+    return _why_not_gpu(device) if device.type == "cuda" else None
+
+
+def _why_not_gpu(device: torch.device) -> str | None:
+    """What a GPU, or the system around it, lacks for the kernel; None for nothing."""
+    if torch.version.hip is not None:
+        return "it is for NVIDIA GPUs, not for ROCm"
+    capability = torch.cuda.get_device_capability(device)
+    if capability < LEAST_CAPABILITY:
+        least, found = (".".join(map(str, pair)) for pair in (LEAST_CAPABILITY, capability))
+        return f"it needs a GPU of compute capability {least}; {device} has {found}"
+    if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+        return "Triton needs a C compiler when it runs: install gcc or clang, or set CC"
     return None
+
+
+def _on(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Triton launches on the current device, whatever its arguments' device is."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -181,7 +203,8 @@ class TritonPasses(Passes):
     def _launch(self, kernel: str, plan: Plan, *arguments: Any, **settings: Any) -> None:
         if plan.num_blocks > 0:
             grid = (plan.num_blocks,)
-            getattr(self.kernels, kernel)[grid](*arguments, **self._settings, **settings)
+            with _on(self.device):
+                getattr(self.kernels, kernel)[grid](*arguments, **self._settings, **settings)
 
     def features(
         self, plan: Plan, steps_P: Tensor, tiles: Tensor, grad: Tensor
@@ -282,9 +305,10 @@ def standard_normal(seed: int, step: int, start: int, count: int, device: torch.
     out = torch.empty(count, device=device)
     block = BLOCK_TILES * TILE
     kernel: Any = triton_passes.noise_pass
-    kernel[(-(-count // block),)](
-        out, counter, count, BLOCK=block, num_warps=NUM_WARPS, enable_fp_fusion=False
-    )
+    with _on(out.device):
+        kernel[(-(-count // block),)](
+            out, counter, count, BLOCK=block, num_warps=NUM_WARPS, enable_fp_fusion=False
+        )
     return out
 
 

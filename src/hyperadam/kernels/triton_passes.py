@@ -19,6 +19,7 @@ import triton.language as tl
 
 TILE = tl.constexpr(32)
 GROUP = tl.constexpr(4)
+LARGEST_GRADIENT = tl.constexpr(1e15)  # tiled.py
 
 # -- where a block lies ----------------------------------------------------------------------------
 
@@ -259,8 +260,7 @@ def features_pass(
     place, part, _, exists, valid = _lanes(slots, parts, first, num_slots, BLOCK)
     base = _base(place, 2 * K + 6 * H)
     grad_B = tl.load(grad + place, mask=exists, other=0.0)
-    exponent = grad_B.to(tl.uint32, bitcast=True) & 0x7F800000
-    good = exponent != 0x7F800000
+    good = tl.abs(grad_B) <= LARGEST_GRADIENT  # false for NaN
     tl.store(finite + program, tl.min(good.to(tl.int32), axis=0))
     grad_B = tl.where(good, grad_B, 0.0)
     features = ()

@@ -14,7 +14,11 @@ from torch import Tensor
 
 from hyperadam.errors import OutOfMemoryError
 from hyperadam.kernels import TILE, Lanes, TiledState, TileLayout, lay_out
+from hyperadam.optim.memory import free_memory
 from hyperadam.rule import Rule
+
+CPU_ALLOCATOR = "DefaultCPUAllocator"
+"""In the message of the RuntimeError that PyTorch raises where the system has no more memory."""
 
 
 def as_real(tensor: Tensor) -> Tensor:
@@ -57,15 +61,22 @@ class Arena:
         state_bytes = tiles * self.layout.num_rows * TILE * state_dtype.itemsize
         buffers = 2 + rule.has_variance
         buffer_bytes = tiles * TILE * buffers * dtype.itemsize
+        free = free_memory(device) if device.type == "cpu" else None  # a GPU's allocator fails
+        message = (
+            f"the state of {sum(part.count for part in self.parts):,} parameters does not fit on "
+            f"{device}: it needs {state_bytes:,} bytes, and {buffer_bytes:,} for buffers"
+            + (f"; {free:,} are free" if free is not None else "")
+            + " (`hyperadam estimate` tells in advance; state_dtype='bfloat16' halves the state)"
+        )
+        if free is not None and state_bytes + buffer_bytes > free:
+            raise OutOfMemoryError(message)
         try:
             self.state = TiledState(torch.zeros(shape, dtype=state_dtype, device=device))
             lanes = torch.zeros(buffers, tiles * TILE, dtype=dtype, device=device)
-        except RuntimeError as error:  # torch.OutOfMemoryError, and the CPU allocator's own
-            raise OutOfMemoryError(
-                f"the state of {sum(part.count for part in self.parts):,} parameters does not fit "
-                f"on {device}: it needs {state_bytes:,} bytes, and {buffer_bytes:,} for buffers "
-                f"(`hyperadam estimate` tells in advance; state_dtype='bfloat16' halves the state)"
-            ) from error
+        except RuntimeError as error:
+            if not (isinstance(error, torch.OutOfMemoryError) or CPU_ALLOCATOR in str(error)):
+                raise
+            raise OutOfMemoryError(message) from error
         log_var = lanes[2] if rule.has_variance else None
         self.lanes = Lanes(lanes[0], lanes[1], log_var, direction=lanes[0])
         self.steps_P = torch.zeros(len(params), dtype=torch.int64, device=device)

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from hyperadam.errors import ConfigError, WeightsError, unknown_name
-from hyperadam.kernels import BACKENDS, Lanes, Part, TileLayout, tiled_rule
+from hyperadam.kernels import BACKENDS, Lanes, Part, TileLayout, is_finite, tiled_rule
 from hyperadam.optim.arena import Arena, as_real, keys, named
 from hyperadam.rule import (
     MAX_SEED,
@@ -250,6 +250,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
         rule = self.weights.rule
         theta = self._theta(device, dtype)
         tiled = tiled_rule(rule, theta, backend=self.backend, state_dtype=state_dtype)
+        if not any(self.state.get(param) for param in params):
+            self._arena = None  # nothing in it is needed: its memory is free for the new one
         arena = Arena(params, rule, dtype, state_dtype)
         for param, number in arena.index.items():
             saved = self.state.get(param)
@@ -288,6 +290,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
             dtype = self._compute_dtype(arena.index)
             if same_device and dtype == arena.lanes.grad.dtype:
                 return arena
+        arena = None  # or it would outlive what _allocate gives up
         self._allocate(self._trained(active))
         assert self._arena is not None
         return self._arena
@@ -388,24 +391,26 @@ class LearnedOptimizer(torch.optim.Optimizer):
             torch._foreach_sub_(params, moves, alpha=lr)
 
     def _raise_nonfinite(self, active: list[_Active]) -> None:
+        active_params = [each.key for each in active]
         bad = [
             each.key
             for each in active
-            if each.key.grad is not None and not bool(torch.isfinite(each.key.grad).all())
+            if each.key.grad is not None
+            and not bool(is_finite(as_real(each.key.grad).to(self._compute_dtype(active_params))))
         ]
         first = f"of shape {tuple(bad[0].shape)} " if bad else ""
         raise RuntimeError(
-            f"the gradient of a parameter {first}holds NaN or infinity "
-            f"({len(bad)} parameters in all)"
+            f"the gradient of a parameter {first}holds NaN or infinity, or a number too large to "
+            f"be squared ({len(bad)} parameters in all)"
         )
 
     def _skip(self) -> None:
         self._skipped += 1
         if self.skipped_steps == 1:
             warnings.warn(
-                "a gradient holds NaN or infinity: this step is skipped, parameters and state "
-                "stay as they are; later ones are skipped without a word and counted in "
-                "optimizer.skipped_steps",
+                "a gradient holds NaN or infinity, or a number too large to be squared: this step "
+                "is skipped, parameters and state stay as they are; later ones are skipped without "
+                "a word and counted in optimizer.skipped_steps",
                 RuntimeWarning,
                 stacklevel=6,
             )
@@ -497,7 +502,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up a saved state: the run goes on bit for bit as if it had never stopped.
 
-        The state keeps its own dtype, also beside parameters of half precision.
+        The state keeps its own dtype, also beside parameters of half precision. The optimizer's
+        present state is given up before the saved one is copied.
 
         Raises:
             ValueError: the state dict is of another optimizer, other weights or another model;
@@ -591,6 +597,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
         return state | {"state": self._named_state()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        self._arena = None  # made from the state at the next step
+        self.state = defaultdict(dict)  # it holds the arena's memory
         for param, saved in state["state"].items():
             if isinstance(saved, _Verbatim):
                 state["state"][param] = {
@@ -600,4 +608,3 @@ class LearnedOptimizer(torch.optim.Optimizer):
                     for name, value in saved.saved.items()
                 }
         super().__setstate__(state)
-        self._arena = None  # made from the state at the next step

@@ -42,13 +42,16 @@ class VariationalHyperAdam(LearnedOptimizer):
             plain PyTorch, ``"auto"`` the device's kernel, or the reference where it can't serve.
         state_dtype: of the state: ``"float32"``, or ``"bfloat16"`` for half the memory, with
             stochastic rounding of what accumulates.
-        nonfinite: for a gradient that holds NaN or infinity: ``"skip"`` leaves parameters and
-            state as they are, counts in ``skipped_steps`` and warns once; ``"raise"`` raises.
+        nonfinite: for a gradient that holds NaN, infinity or a number beyond 1e15 (1e140 in
+            float64), whose square would spoil the state for good: ``"skip"`` leaves parameters
+            and state as they are, counts in ``skipped_steps`` and, on a CPU, warns once; a GPU
+            only counts, since a warning would have to wait for it. ``"raise"`` raises.
         maximize: ascend in place of descend.
 
     Raises:
         ValueError: an empty parameter list, a hyperparameter out of range, unknown or damaged
             weights, or weights of another rule.
+        OutOfMemoryError: the state does not fit into the free memory.
 
     Reference:
         Wang, Yang, Sun, Xu, "Variational HyperAdam: A Meta-Learning Approach to Network

@@ -141,18 +141,20 @@ struct Forward {
     }
   }
 
-  // First pass: sums of x squared, and whether the gradient is finite. Changes nothing.
+  // First pass: sums of x squared, and whether the gradient is finite (TiledRule.step).
+  // Changes nothing.
   static void features_chunk(const Config& config, const Theta<Real>& theta, const Features<Real>& job,
                              const Chunk& chunk, std::int64_t index) {
     const Corrections<Real> corrections(config, chunk.step);
     alignas(64) Real features_FT[2 * MAX_DECAYS * TILE];
     alignas(64) Real x_HT[MAX_CHANNELS * TILE];
     alignas(64) Real sums_HT[MAX_CHANNELS * TILE] = {};
-    F nan(0.0);  // becomes NaN with the first number that is not finite
+    typename F::batch_bool_type good(true);
     for (std::int64_t t = 0; t < chunk.tiles; ++t) {
       const Real* grad = job.grad + (chunk.tile + t) * TILE;
       for (int lane = 0; lane < TILE; lane += LANES) {
-        nan = xsimd::fma(F::load_unaligned(grad + lane), F(0.0), nan);
+        const F size = xsimd::abs(F::load_unaligned(grad + lane));
+        good = good & (size <= F(S::LARGEST_GRADIENT));  // false for NaN
       }
       features(config, corrections, tile_of(job.state, config, chunk.tile + t), nullptr, grad,
                nullptr, features_FT);
@@ -162,7 +164,7 @@ struct Forward {
                         sums_HT);
     }
     total_lanes(sums_HT, config.channels, job.sums_H + index * config.channels);
-    job.finite[index] = xsimd::all(nan == F(0.0));
+    job.finite[index] = xsimd::all(good);
   }
 
   // Sums of squares of `count` rows from `row` on.

@@ -54,7 +54,10 @@ struct Simd {
   // One over its exponential is still a normal number.
   static constexpr Real LARGEST_POWER = std::is_same_v<Real, float> ? 87 : 708;
   static constexpr Real LARGEST_TANH = std::is_same_v<Real, float> ? 10 : 20;  // tanh is 1 there
+  // Root estimates make NaN of infinity, where dividing by the root gives 0. A v has no infinity but
+  // in an unroll, which takes any gradient.
   static constexpr Real LARGEST = std::is_same_v<Real, float> ? 3e38 : 1e308;
+  static constexpr Real LARGEST_GRADIENT = std::is_same_v<Real, float> ? 1e15 : 1e140;  // tiled.py
   static constexpr int LANES = static_cast<int>(F::size);
   static_assert(TILE % LANES == 0);
 
