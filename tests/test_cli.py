@@ -182,7 +182,7 @@ def test_demo(capsys, tmp_path):
         == 0
     )
     captured = capsys.readouterr()
-    for shown in ("Variational HyperAdam", "Adam, best lr of 5", "Adam, default lr", "±", "0.01"):
+    for shown in ("Variational HyperAdam", "Adam, best lr ", "Adam, default lr", "±", "0.01"):
         assert shown in captured.out
     assert "17/17" in captured.err
     assert picture.read_bytes().startswith(b"\x89PNG")
