@@ -11,9 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from conftest import make_weights
 from evaluation.making import make_record
-from hyperadam.baselines import make_baseline
-from hyperadam.errors import ConfigError, DataError, RunError
+from hyperadam import save_weights
+from hyperadam.baselines import make_baseline, make_baselines
+from hyperadam.errors import ConfigError, DataError, MissingDependencyError, RunError
 from hyperadam.evaluation import (
     SUITES,
     Cell,
@@ -27,6 +29,8 @@ from hyperadam.evaluation import (
 from hyperadam.evaluation.records import FIRST_TUNING_SEED, RUNS
 from hyperadam.evaluation.suites import PAPER_TASKS, tasks_of
 from hyperadam.tasks import TASKS, make_task
+
+module = sys.modules["hyperadam.evaluation.evaluate"]
 
 TASK = "digits-mlp1-sigmoid"
 
@@ -134,6 +138,7 @@ def test_only_what_is_missing_is_wanted():
         ("adam", "default", 1e-3),
         ("nadam", "default", 2e-3),
         ("adam", 0.5, 0.5),
+        ("adam", 1, 1.0),
     ],
 )
 def test_learning_rates_without_a_grid(name, lr, expected):
@@ -188,6 +193,33 @@ def test_missing_data_is_told_before_anything_runs(tmp_path):
     with pytest.raises(DataError, match=r"mnist-train\.parquet"):
         evaluate(both, tmp_path / "out", data_dir=tmp_path)
     assert not (tmp_path / "out" / RUNS).exists()
+
+
+def test_a_missing_library_is_told_before_anything_runs(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "schedulefree", None)
+    both = config(optimizers=("adam", "schedulefree-adamw"))
+    with pytest.raises(MissingDependencyError, match=r"hyperadam\[baselines\]"):
+        evaluate(both, tmp_path)
+    assert not (tmp_path / RUNS).exists()
+
+
+def test_a_run_that_fails_stops_no_other(tmp_path, monkeypatch):
+    """Its weights are gone when the workers want them."""
+    save_weights(make_weights(), tmp_path / "mine.safetensors")
+    name = f"variational-hyperadam@{tmp_path}/mine.safetensors"
+    found = make_baselines((name,))
+
+    def made_and_lost(texts):
+        (tmp_path / "mine.safetensors").unlink(missing_ok=True)
+        return [*found, make_baseline("adam")]
+
+    monkeypatch.setattr(module, "make_baselines", made_and_lost)
+    monkeypatch.setattr(
+        module, "make_baseline", lambda text: found[0] if text == name else make_baseline(text)
+    )
+    with pytest.raises(RunError, match="2 runs failed, the first: digits-mlp1-sigmoid under "):
+        evaluate(config(optimizers=(name, "adam"), lr="default"), tmp_path / "out")
+    assert [record.optimizer for record in read_records(tmp_path / "out")[0]] == ["adam"] * 2
 
 
 COMMAND = [

@@ -55,7 +55,12 @@ def test_what_diverges_is_never_best():
 
 
 def test_the_best_of_recorded_runs():
-    losses = {1e-3: [(3.0, 3.0), (1.0, 1.0)], 3e-3: [(1.5, 1.5), (1.5, 1.5)], 1e-2: [(math.nan, 1)]}
+    losses = {
+        1e-3: [(3.0, 3.0), (1.0, 1.0)],
+        3e-3: [(1.5, 1.5), (1.5, 1.5)],
+        1e-2: [(math.nan, 1), (0.1, 0.1)],
+        3e-2: [(0.1, 0.1)],  # of fewer seeds: not comparable
+    }
     records = [
         make_record(FIRST_TUNING_SEED + number, run, lr=lr)
         for lr, runs in losses.items()
@@ -66,4 +71,5 @@ def test_the_best_of_recorded_runs():
     found = tuning_losses(records)
     assert found[1e-3] == pytest.approx(1.0)
     assert math.isnan(found[1e-2])
+    assert 3e-2 not in found
     assert best_lr([reported]) is None

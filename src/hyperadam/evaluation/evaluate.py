@@ -92,6 +92,8 @@ class EvaluationConfig:
                 raise ConfigError(f"lr must be default, grid or a number; got {self.lr!r}")
         elif not (math.isfinite(self.lr) and self.lr > 0):
             raise ConfigError(f"lr must be a positive number; got {self.lr}")
+        else:
+            object.__setattr__(self, "lr", float(self.lr))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -221,11 +223,15 @@ def evaluate(
     Raises:
         ConfigError: an unknown name, or an impossible value.
         DataError: a data set can't be had.
-        RunError: another process is at work in the folder, or a worker died.
+        RunError: another process is at work in the folder, a worker died, or runs failed; the
+            others are kept.
+        MissingDependencyError: an optimizer's library is not installed.
     """
     if jobs < 1:
         raise ConfigError(f"jobs must be at least 1; got {jobs}")
     baselines = make_baselines(config.optimizers)
+    for baseline in baselines:  # a library that is missing is told before hours have gone by
+        baseline.build([torch.nn.Parameter(torch.zeros(1))], baseline.default_lr, 0)
     texts = {make_baseline(text).name: text for text in config.optimizers}
     tasks = tasks_of(find_suite(config.suite), config.tasks)
     cells = [
@@ -237,6 +243,7 @@ def evaluate(
     with store.opened() as there, _workers(jobs, data_dir) as pool, interruption() as stopped:
         done = {record.key: record for record in there}
         made: list[Record] = []
+        failures: list[str] = []
         pending: dict[Future[Record], Cell] = {}
         waiting: deque[tuple[RunKey, Cell]] = deque()
         asked: set[RunKey] = set()
@@ -258,7 +265,13 @@ def evaluate(
                 finished, _ = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
                 for future in finished:
                     cell = pending.pop(future)
-                    record = future.result()
+                    try:
+                        record = future.result()
+                    except BrokenProcessPool:
+                        raise
+                    except Exception as error:  # whatever a run raises, others go on
+                        failures.append(f"{cell.task} under {cell.baseline.name}: {error!r}")
+                        continue
                     store.add(record)
                     done[record.key] = record
                     made.append(record)
@@ -266,11 +279,17 @@ def evaluate(
                     known = len(made) + len(waiting) + len(pending)
                     progress(Progress(len(made), known, record))
         except BrokenProcessPool:
+            if not stopped.is_set():  # Ctrl-C reaches workers that are not yet set up, too
+                raise RunError(
+                    "a worker process died (out of memory?); what was finished is kept, and the "
+                    "same command goes on"
+                ) from None
+        finished_all = not waiting and not pending and not stopped.is_set()
+        if failures:
             raise RunError(
-                "a worker process died (out of memory?); what was finished is kept, and the same "
-                "command goes on"
-            ) from None
-        finished_all = not waiting and not pending
+                f"{len(failures)} runs failed, the first: {failures[0]}; the others were made and "
+                f"are kept"
+            )
     return Outcome(
         made=len(made),
         kept=len(there),

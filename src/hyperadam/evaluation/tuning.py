@@ -67,13 +67,15 @@ def tuning_losses(records: Iterable[Record]) -> dict[float, float]:
 
     Args:
         records: of one task, optimizer, number of steps and schedule; others than tuning runs
-            are left out.
+            are left out, and so are learning rates with fewer seeds than others have: where a
+            grid was begun with fewer, its means are not comparable.
     """
     by_lr: dict[float, list[float]] = defaultdict(list)
     for record in records:
         if record.is_tuning:
             by_lr[record.lr].append(record.final_loss)
-    return {lr: sum(losses) / len(losses) for lr, losses in sorted(by_lr.items())}
+    most = max(map(len, by_lr.values()), default=0)
+    return {lr: sum(losses) / most for lr, losses in sorted(by_lr.items()) if len(losses) == most}
 
 
 def best_lr(records: Iterable[Record]) -> float | None:

@@ -78,6 +78,7 @@ def _augmented(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 SEQUENCE = 10
+HELD_OUT_SINES = 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +107,7 @@ class SineExamples:
         return self._draw(make_generator(seed, "sine", step), self.batch_size)
 
     def validation(self) -> Iterator[tuple[Tensor, Tensor]]:
-        yield self._draw(make_generator(0, "sine, held out"), VALIDATION_BATCH)
+        yield self._draw(make_generator(0, "sine, held out"), HELD_OUT_SINES)
 
     def _draw(self, generator: torch.Generator, count: int) -> tuple[Tensor, Tensor]:
         amplitude, omega, phase = torch.rand(3, count, 1, generator=generator)
