@@ -229,11 +229,11 @@ COMMAND = [
 ]  # fmt: skip
 
 
-def start(folder):
+def start(folder, stderr=subprocess.DEVNULL):
     return subprocess.Popen(
         [*COMMAND, "--out", str(folder)],
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
+        stderr=stderr,
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         start_new_session=True,
@@ -300,7 +300,7 @@ def test_interrupted(tmp_path):
 
 
 def test_a_worker_that_dies(tmp_path):
-    process = start(tmp_path)
+    process = start(tmp_path, stderr=subprocess.PIPE)
     wait_for_runs(tmp_path, process, 1)
     workers = [
         pid
@@ -308,9 +308,9 @@ def test_a_worker_that_dies(tmp_path):
         if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8")
     ]
     os.kill(workers[0], signal.SIGKILL)
-    process.wait(timeout=30)
-    process.stdout.close()
+    _, told = process.communicate(timeout=30)
     assert process.returncode == 2
+    assert "a worker process died" in told
     assert read_records(tmp_path)[1] == []
 
 

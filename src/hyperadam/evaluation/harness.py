@@ -23,10 +23,10 @@ from hyperadam.tasks import Task, derive_seed, make_generator
 
 OptimizerFactory = Callable[[Sequence[Tensor]], torch.optim.Optimizer]
 
-Schedule = Literal["none", "cosine"]
 DIVERGENCE = 1.2
 """A run whose final loss is above this times its first counts as diverged."""
 
+Schedule = Literal["none", "cosine"]
 SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
 
 
@@ -131,8 +131,10 @@ def _set_mode(optimizer: torch.optim.Optimizer, *, training: bool) -> None:
 @contextlib.contextmanager
 def _evaluating(optimizer: torch.optim.Optimizer) -> Iterator[None]:
     _set_mode(optimizer, training=False)
-    yield
-    _set_mode(optimizer, training=True)
+    try:
+        yield
+    finally:
+        _set_mode(optimizer, training=True)
 
 
 def _forget_peak() -> None:
