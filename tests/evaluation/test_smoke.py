@@ -1,8 +1,8 @@
 """Every task under every optimizer: a few steps on small batches.
 
 In an ordinary run each kind of network meets every optimizer, and every task one of them; with
-``HYPERADAM_SMOKE=all`` (``make smoke``) every task meets every optimizer, but the largest networks no
-learned one: its state and steps take more memory than a small machine has.
+``HYPERADAM_SMOKE=all`` (``make smoke``) every task meets every optimizer, but the largest networks
+no learned one: its state and steps take more memory than a small machine has.
 """
 
 from __future__ import annotations
