@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 import hyperadam
-from hyperadam.metatrain.run import source_version
+from hyperadam.source import source_version
 
 
 def _first(path: str, pattern: str) -> str | None:

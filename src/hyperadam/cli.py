@@ -30,10 +30,11 @@ from hyperadam.demo import DEFAULT_TASK, draw_demo, run_demo, total_work
 from hyperadam.errors import HyperAdamError
 from hyperadam.estimate import STATE_DTYPES, estimate, parse_count
 from hyperadam.evaluation import SCHEDULES, SUITES, EvaluationConfig, evaluate, write_report
-from hyperadam.metatrain import MetaTrainConfig, RunLabel, run_meta_training, source_version
+from hyperadam.metatrain import MetaTrainConfig, RunLabel, run_meta_training
 from hyperadam.metatrain.run import UNSPECIFIED
 from hyperadam.presets import PRESETS, preset
 from hyperadam.rule import RULES, VariationalHyperAdamRule
+from hyperadam.source import source_version
 from hyperadam.tasks import make_task, match_tasks
 from hyperadam.weights import bundled_weights, import_official, load_weights, save_weights
 

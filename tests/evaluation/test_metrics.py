@@ -16,6 +16,7 @@ from hyperadam.evaluation.metrics import (
     interquartile_interval,
     interquartile_mean,
     log_ratios,
+    mean_interval,
     performance_profile,
     performance_ratios,
     seconds_to_target,
@@ -69,6 +70,16 @@ def test_its_interval_draws_seeds_within_tasks():
     assert high == math.inf
 
 
+def test_the_interval_of_a_mean_over_tasks():
+    assert mean_interval([np.full(3, 1.0), np.full(2, 4.0)]) == (2.5, 2.5)
+    low, high = mean_interval([np.array([0.0, 1.0]), np.array([0.0, 1.0])])
+    assert (low, high) == (0.0, 1.0)
+    # A task counts by its mean, however many seeds it has.
+    low, high = mean_interval([np.zeros(50), np.array([0.0, 1.0])])
+    assert (low, high) == (0.0, 0.5)
+    assert all(map(math.isnan, mean_interval([np.ones(2), np.ones(1)])))
+
+
 def test_log_ratios():
     ratios = log_ratios(np.array([1.0, 4.0, math.nan, math.inf, 0.0]), 2.0)
     assert ratios[:2] == pytest.approx([-math.log(2), math.log(2)])
@@ -118,7 +129,7 @@ def test_steps_and_seconds_to_a_target():
     assert steps_to_target(curves, 1.0) == 15
     assert steps_to_target(curves, 0.99) is None
     assert steps_to_target(np.stack([fall, np.full(20, math.nan)]), 4.0) is None
-    assert seconds_to_target(10, np.array([1.0, 3.0]), 20) == 1.0
+    assert seconds_to_target(10, np.array([1.0, 3.0, 90.0]), 20) == 1.5
     assert seconds_to_target(None, np.array([1.0]), 20) is None
 
 

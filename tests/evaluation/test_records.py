@@ -53,6 +53,16 @@ def test_a_line_and_back():
     assert math.isnan(back.final_loss)
 
 
+def test_the_source_of_a_run():
+    record = make_record(source="abc+changes")
+    assert Record.from_json(record.to_json()).source == "abc+changes"
+    before = make_record().to_json()  # as lines from before it was recorded
+    assert "source" not in json.loads(before)
+    assert Record.from_json(before).source is None
+    with pytest.raises(ValueError, match="source is '3'"):
+        Record.from_json(before[:-1] + ',"source":3}')
+
+
 def test_final_loss_and_tuning_seeds():
     record = make_record(losses=np.arange(20.0))
     assert record.final_loss == pytest.approx(np.arange(10, 20).mean() / 2)

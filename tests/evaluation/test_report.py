@@ -298,6 +298,100 @@ def test_what_the_rule_does(traced_report):
     assert not list((folder / "figures").glob("*trace-0-std*"))  # of the first report
 
 
+def test_a_variance_at_its_prior_is_said(tmp_path):
+    words = "the predicted variance says nothing here"
+    flat = {**trace(), "std": [[1.0, 0.99]] * 4}
+    page, _ = report(tmp_path, [ours(trace=flat)])
+    assert "within 1 %" in page
+    assert words in page
+    page, _ = report(tmp_path, [ours(trace=flat), ours(trace=trace(), task="sine-lstm1")])
+    assert words not in page
+    page, _ = report(tmp_path, [ours(trace={**trace(), "std": None, "snr": None})])
+    assert words not in page
+
+
+def test_traces_are_of_many_kinds(tmp_path):
+    """Of eight perceptrons, an LSTM and a network with convolutions, under two optimizers."""
+    tasks = [f"mnist-mlp{depth}-sigmoid" for depth in range(1, 9)] + ["sine-lstm1", "mnist-cnn1"]
+    runs = [
+        run(f"variational-hyperadam@{name}", task=task, lr=lr, weights=name * 32, trace=trace())
+        for name in ("aa", "bb")
+        for task in tasks
+        for lr in (1e-2, 1e-3)
+    ]
+    page, _ = report(tmp_path, runs)
+    words = re.findall(r"@(aa|bb) on (\S+) at lr (\S+) from", re.sub("<[^>]+>", "", page))
+    assert len(words) == 6
+    assert {lr for _, _, lr in words} == {"0.001"}  # one track each: the default's
+    assert {name for name, _, _ in words} == {"aa", "bb"}
+    for task in ("sine-lstm1", "mnist-cnn1"):
+        assert sum(task == own for _, own, _ in words) == 2
+
+
+def variants(task=TASK, factors=((2.0, 0.5), (2.0, 2.0))):
+    """Two seeds of one set of weights in three uses; factors of the loss by use and seed."""
+    return [
+        run(f"variational-hyperadam{use}", 0.1 * (1 + seed) * factor, seed=seed, lr=1e-3, task=task)
+        for use, by_seed in zip(("", "-mean", "-isotropic"), [(1, 1), *factors], strict=True)
+        for seed, factor in enumerate(by_seed)
+    ]
+
+
+def paired_table(page):
+    """The cells of the mean and of the isotropic noise, by task."""
+    wanted = [
+        f"variational-hyperadam-{use} | default lr, over variational-hyperadam"
+        for use in ("mean", "isotropic")
+    ]
+    (table,) = [t for t in Tables(page).tables if wanted[0] in t[0]]
+    places = [table[0].index(name) for name in wanted]
+    return {row[0]: [row[place] for place in places] for row in table}
+
+
+def test_uses_of_the_same_weights_are_compared_in_pairs(tmp_path):
+    page, markdown = report(tmp_path, [*variants(), *variants("sine-lstm1", ((1, 1), (8, 8)))])
+    rows = paired_table(page)
+    assert rows[TASK] == ["1.00× | 0.50 to 2.00", "2.00× | 2.00 to 2.00"]
+    assert rows["sine-lstm1"] == ["1.00× | 1.00 to 1.00", "8.00× | 8.00 to 8.00"]
+    mean, isotropic = rows["all tasks alike"]
+    assert mean == "1.00× | 0.71 to 1.41"
+    assert isotropic == "4.00× | 4.00 to 4.00"
+    assert "**4.00×**" in markdown
+    assert "**1.00×**" not in markdown
+
+
+def test_pairs_with_a_diverged_run_are_left_out(tmp_path):
+    runs = variants()
+    runs[2] = {**runs[2], "diverged": True}
+    page, _ = report(tmp_path, runs)
+    assert paired_table(page)[TASK][0] == "0.50× | 1 with a diverged run left out"
+
+
+def test_other_weights_are_no_pair(tmp_path):
+    runs = [one for one in variants() if "-isotropic" not in one["optimizer"]]
+    runs[2:] = [{**one, "weights": "cd34" * 16} for one in runs[2:]]
+    page, _ = report(tmp_path, runs)
+    assert "used in several ways" not in page
+
+
+def test_versions_of_the_program_are_told_apart(tmp_path):
+    commit = "0123456789abcdef" * 2 + "01234567"
+    page, _ = report(tmp_path, [ours(source=commit), ours(seed=1, source=commit)])
+    assert "several versions" not in page
+    page, _ = report(tmp_path, [ours(source=f"{commit}+changes"), ours(seed=1), ours(seed=2)])
+    assert "unrecorded (2 runs), 0123456789+changes (1 run)" in page
+
+
+def test_tables_have_no_rows_of_dashes(tmp_path):
+    page, _ = report(tmp_path, [*small(), run(task="sine-lstm1", val_accuracy=None, val_loss=2.0)])
+    tables = Tables(page).tables
+    (accuracies,) = [t for t in tables if any("90.0 ±" in cell for cell in t[1])]
+    assert [row[0] for row in accuracies[1:]] == [TASK]
+    (losses,) = [t for t in tables if t[-1][0] == "sine-lstm1" and "2.00" in t[-1]]
+    assert losses[1][1:] == ["1.00 ± 0.00", "1.00 ± 0.00", "1.00", "—"]
+    assert any("10 MB" in cell for table in tables for row in table for cell in row)
+
+
 HOSTILE = "<script>alert(1)</script> {} | `x` *b* [a](b) $x$"
 
 

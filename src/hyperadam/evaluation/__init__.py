@@ -7,8 +7,8 @@ from hyperadam.evaluation.evaluate import (
     Progress,
     evaluate,
 )
-from hyperadam.evaluation.harness import SCHEDULES, OptimizerFactory, TrainingRun, train
-from hyperadam.evaluation.records import Record, RunKey, RunStore, read_records
+from hyperadam.evaluation.harness import OptimizerFactory, TrainingRun, train
+from hyperadam.evaluation.records import SCHEDULES, Record, RunKey, RunStore, read_records
 from hyperadam.evaluation.report import ReportPaths, write_report
 from hyperadam.evaluation.suites import SUITES, Suite, find_suite
 from hyperadam.evaluation.trace import Tracer, trace_steps

@@ -30,13 +30,21 @@ import torch
 
 from hyperadam.baselines import Baseline, make_baseline, make_baselines
 from hyperadam.errors import ConfigError, RunError, unknown_name
-from hyperadam.evaluation.harness import SCHEDULES, Schedule, train
-from hyperadam.evaluation.records import FIRST_TUNING_SEED, Record, RunKey, RunStore
+from hyperadam.evaluation.harness import train
+from hyperadam.evaluation.records import (
+    FIRST_TUNING_SEED,
+    SCHEDULES,
+    Record,
+    RunKey,
+    RunStore,
+    Schedule,
+)
 from hyperadam.evaluation.suites import find_suite, tasks_of
 from hyperadam.evaluation.trace import Tracer, trace_steps
-from hyperadam.evaluation.tuning import best_lr, grid_lr, more_places, tuning_seeds
+from hyperadam.evaluation.tuning import best_place, grid_lr, more_places, tuning_seeds
 from hyperadam.interrupt import interruption
 from hyperadam.optim import LearnedOptimizer
+from hyperadam.source import source_version
 from hyperadam.tasks import TASKS, make_task
 
 Track = Literal["standard", "default", "grid"]
@@ -147,7 +155,6 @@ class Cell:
             return baseline.default_lr
         assert config.tuning_seeds is not None
         losses: dict[int, float] = {}
-        tried: list[Record] = []
         while places := more_places(losses):
             keys = [
                 [self.key(grid_lr(baseline.default_lr, place), s) for s in self._tuning_seeds()]
@@ -157,12 +164,8 @@ class Cell:
             if missing:
                 return missing
             for place, row in zip(places, keys, strict=True):
-                runs = [done[key] for key in row]
-                tried += runs
-                losses[place] = sum(run.final_loss for run in runs) / len(runs)
-        best = best_lr(tried)
-        assert best is not None
-        return best
+                losses[place] = sum(done[key].final_loss for key in row) / len(row)
+        return grid_lr(baseline.default_lr, best_place(losses))
 
     def _tuning_seeds(self) -> range:
         assert self.config.tuning_seeds is not None
@@ -367,7 +370,7 @@ def _run(key: RunKey, text: str, suite: str) -> Record:
         lambda params: baseline.build(params, key.lr, key.seed),
         seed=key.seed,
         steps=key.steps,
-        schedule=key.schedule,  # type: ignore[arg-type]
+        schedule=key.schedule,
         validate=reported,
         tracer=tracer,
     )
@@ -386,6 +389,7 @@ def _run(key: RunKey, text: str, suite: str) -> Record:
         suite=suite,
         version=version("hyperadam"),
         machine=machine(),
+        source=source_version(),
         trace=None if tracer is None else tracer.to_record(),
     )
 

@@ -10,24 +10,17 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from hyperadam.evaluation.records import FINAL_STEPS
+from hyperadam.evaluation.records import Schedule, final_loss, has_diverged
 from hyperadam.evaluation.trace import Tracer
 from hyperadam.tasks import Task, derive_seed, make_generator
 
 OptimizerFactory = Callable[[Sequence[Tensor]], torch.optim.Optimizer]
-
-DIVERGENCE = 1.2
-"""A run whose final loss is above this times its first counts as diverged."""
-
-Schedule = Literal["none", "cosine"]
-SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -53,14 +46,13 @@ class TrainingRun:
 
     @property
     def final_loss(self) -> float:
-        """Mean post-update loss of the last steps; NaN where the run was not finite."""
-        return float(self.train_loss_post_T[-FINAL_STEPS:].mean())
+        """See :func:`~hyperadam.evaluation.records.final_loss`."""
+        return final_loss(self.train_loss_post_T)
 
     @property
     def diverged(self) -> bool:
-        """Whether a loss was not finite, or the final one is above the start by a fifth, which is
-        more than batches differ."""
-        return not self.final_loss <= DIVERGENCE * self.train_loss_T[0]
+        """See :func:`~hyperadam.evaluation.records.has_diverged`."""
+        return has_diverged(self.train_loss_T, self.train_loss_post_T)
 
 
 def train(

@@ -93,6 +93,31 @@ def interquartile_interval(
     return float(low), float(high)
 
 
+def mean_interval(
+    values_KS: Sequence[np.ndarray], *, resamples: int = RESAMPLES, seed: int = 0
+) -> tuple[float, float]:
+    """95% interval of the mean over tasks of their means, drawing seeds within each task.
+
+    Args:
+        values_KS: the values of each task, finite; tasks may differ in their numbers of seeds.
+        resamples: how many times.
+        seed: of the draws.
+
+    Returns:
+        Lower and upper end; NaN where a task has one seed only.
+    """
+    if min(len(values) for values in values_KS) < 2:
+        return np.nan, np.nan
+    generator = np.random.default_rng(seed)
+    means = [
+        values[generator.integers(len(values), size=(resamples, len(values)))].mean(axis=1)
+        for values in values_KS
+    ]
+    tail = 50 * (1 - CONFIDENCE)
+    low, high = np.percentile(np.mean(means, axis=0), (tail, 100 - tail))
+    return float(low), float(high)
+
+
 def log_ratios(losses: np.ndarray, reference: float) -> np.ndarray:
     """Natural logarithm of losses over a reference loss of the same task.
 
@@ -165,14 +190,14 @@ def steps_to_target(curves_ST: np.ndarray, target: float) -> int | None:
 
 
 def seconds_to_target(steps: int | None, seconds_S: np.ndarray, total_steps: int) -> float | None:
-    """Wall-clock time until a step, from the mean time of whole runs.
+    """Wall-clock time until a step, from the median time of whole runs.
 
     Args:
         steps: of :func:`steps_to_target`.
         seconds_S: of each run's training loop.
         total_steps: of each run.
     """
-    return None if steps is None else float(np.mean(seconds_S)) * steps / total_steps
+    return None if steps is None else float(np.median(seconds_S)) * steps / total_steps
 
 
 def bin_means(curves_ST: np.ndarray, bins: int) -> tuple[np.ndarray, np.ndarray]:

@@ -11,13 +11,16 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import filelock
 import numpy as np
 
 from hyperadam.errors import RunError
 from hyperadam.files import atomic_write
+
+Schedule = Literal["none", "cosine"]
+SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
 
 RUNS = "runs.jsonl"
 DAMAGED = "runs.damaged"
@@ -31,6 +34,20 @@ FIRST_TUNING_SEED = 1_000_000
 
 SIGNIFICANT_DIGITS = 6
 """Of the losses in a file; float32, which they were computed in, has seven."""
+
+DIVERGENCE = 1.2
+"""A run whose final loss is above this times its first counts as diverged."""
+
+
+def final_loss(train_loss_post_T: np.ndarray) -> float:
+    """Mean post-update loss of a run's last steps; NaN where one of them is."""
+    return float(train_loss_post_T[-FINAL_STEPS:].mean())
+
+
+def has_diverged(train_loss_T: np.ndarray, train_loss_post_T: np.ndarray) -> bool:
+    """Whether a loss was not finite, or the final one is above the start by a fifth, which is
+    more than batches differ."""
+    return not final_loss(train_loss_post_T) <= DIVERGENCE * train_loss_T[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +70,7 @@ class RunKey:
     lr: float
     seed: int
     steps: int
-    schedule: str
+    schedule: Schedule
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -74,6 +91,7 @@ class Record(RunKey):
         suite: that the run was made for.
         version: of the package.
         machine: in words.
+        source: the commit that the run was made by; None in runs from before it was recorded.
         trace: what the rule did inside, see :class:`hyperadam.evaluation.trace.Tracer`.
     """
 
@@ -90,6 +108,7 @@ class Record(RunKey):
     suite: str
     version: str
     machine: str
+    source: str | None = None
     trace: dict[str, Any] | None = None
 
     @property
@@ -104,13 +123,14 @@ class Record(RunKey):
     @property
     def final_loss(self) -> float:
         """Mean post-update loss of the last steps; NaN where one of them is."""
-        return float(self.train_loss_post[-FINAL_STEPS:].mean())
+        return final_loss(self.train_loss_post)
 
     def to_json(self) -> str:
         """The run as one line, without its end; what is not finite is null."""
         values = vars(self) | {name: _rounded(getattr(self, name)) for name in _CURVES}
-        if self.trace is None:
-            del values["trace"]
+        for name in _OPTIONAL:
+            if values[name] is None:
+                del values[name]
         return json.dumps(values, allow_nan=False, separators=(",", ":"))
 
     @classmethod
@@ -124,11 +144,13 @@ class Record(RunKey):
         if not isinstance(values, dict):
             raise ValueError("not an object")
         names = {field.name for field in dataclasses.fields(cls)}
-        if missing := names - {"trace"} - set(values):
+        if missing := names - _OPTIONAL - set(values):
             raise ValueError(f"it lacks {', '.join(sorted(missing))}")
         if unknown := set(values) - names:
             raise ValueError(f"it has unknown fields: {', '.join(sorted(unknown)[:5])}")
         for name, kinds in _KINDS.items():
+            if name in _OPTIONAL and name not in values:
+                continue
             good = isinstance(values[name], kinds) and not isinstance(values[name], bool)
             if not (isinstance(values[name], bool) if kinds is bool else good):
                 raise ValueError(f"{name} is {str(values[name])[:40]!r}")
@@ -145,6 +167,7 @@ class Record(RunKey):
 
 _KEY = tuple(field.name for field in dataclasses.fields(RunKey))
 _CURVES = ("train_loss", "train_loss_post")
+_OPTIONAL = {"source", "trace"}
 _NUMBER = (int, float)
 _KINDS: Mapping[str, Any] = {
     "task": str,
@@ -165,6 +188,7 @@ _KINDS: Mapping[str, Any] = {
     "suite": str,
     "version": str,
     "machine": str,
+    "source": str,
 }
 
 

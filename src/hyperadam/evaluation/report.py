@@ -45,6 +45,7 @@ from hyperadam.evaluation.metrics import (
     performance_profile,
     performance_ratios,
 )
+from hyperadam.evaluation.paired_section import paired_blocks
 from hyperadam.evaluation.paper_figures import AAAI_2019, paper_figures
 from hyperadam.evaluation.records import Record, read_records
 from hyperadam.evaluation.rule_section import rule_blocks
@@ -52,6 +53,7 @@ from hyperadam.evaluation.series import (
     REFERENCE,
     TUNED,
     Entry,
+    Estimate,
     Group,
     Series,
     final_window,
@@ -176,6 +178,11 @@ def _seconds(value: float) -> str:
     return f"{value:.2g} s" if value < 9.95 else f"{value:.0f} s"
 
 
+def _version(source: str) -> str:
+    """A commit by its first digits; other words as they are."""
+    return re.sub(r"\b([0-9a-f]{10})[0-9a-f]{30}\b", r"\1", source)
+
+
 def _plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}" + ("" if count == 1 else "s")
 
@@ -266,7 +273,9 @@ def _reading(
         say(
             "An optimizer appears on a {}. {}: at the learning rate that was best of a grid, "
             "chosen task by task. {}: the one that it comes with. Learned optimizers are "
-            "meant to be used at their default, without any tuning; hand-designed ones are tuned.",
+            "meant to be used at their default, without any tuning; hand-designed ones are tuned. "
+            "Which of the tasks the learned ones' weights were trained or chosen on, the project's "
+            "documentation of evaluation says.",
             Strong("track"), Strong("Tuned"), Strong("Default lr"),
         ),
         say(
@@ -319,6 +328,7 @@ def _group_blocks(group: Group, key: str, lines: _Lines) -> Iterator[Block]:
     yield Heading(2, say("{}" + names + "{}", title, *map(Code, group.suites), end), key)
     yield from _summary(group, key, lines)
     yield from _losses(group, key)
+    yield from paired_blocks(group, key)
     yield from _paper(group, key)
     yield from _curves(group, key, lines)
     yield from _targets(group, key, lines)
@@ -454,10 +464,16 @@ def _summary(group: Group, key: str, lines: _Lines) -> Iterator[Block]:
         ),
         tuple(rows),
         say(
-            "Every optimizer over the tasks that {} was run on; those with fewer tasks stand last.",
-            Code(name),
+            "Every optimizer over the tasks that {} was run on; those with fewer stand last.{}",
+            Code(name), _OF_ONE_TRAINING if any(s.series.learned for s in standings) else "",
         ),
     )  # fmt: skip
+
+
+_OF_ONE_TRAINING = (
+    " A learned optimizer is one outcome of one meta-training, from one seed: the intervals are "
+    "over the runs' seeds, and do not say what another meta-training would have given."
+)
 
 
 # Tables of tasks and optimizers.
@@ -468,13 +484,15 @@ def _matrix(
     cell: Callable[[str, Series], Cell],
     caption: Text,
     *,
-    series: Sequence[Series] | None = None,
+    tasks: Sequence[str] | None = None,
     folded: bool = False,
 ) -> Table:
-    series = group.series if series is None else series
     return Table(
-        (("task", ""), *((one.name, one.track) for one in series)),
-        tuple((task, tuple(cell(task, one) for one in series)) for task in group.tasks),
+        (("task", ""), *((one.name, one.track) for one in group.series)),
+        tuple(
+            (task, tuple(cell(task, one) for one in group.series))
+            for task in (group.tasks if tasks is None else tasks)
+        ),
         caption,
         folded,
     )
@@ -506,20 +524,10 @@ def _losses(group: Group, key: str) -> Iterator[Block]:
             return MISSING
         target = group.target(task)
         return Cell(
-            _number(entry.finite_mean, entry.half_width),
+            _number(entry.loss.mean, entry.loss.half_width),
             strong=math.isfinite(entry.score) and entry.score == best[task],
             tint=0 if series == group.reference else _tint(entry.score / target),
             small=small(entry),
-        )
-
-    def accuracy(task: str, series: Series) -> Cell:
-        entry = group.entries.get((task, series))
-        if entry is None or math.isnan(entry.accuracy):
-            return MISSING
-        tops = [e.accuracy for s in group.series if (e := group.entries.get((task, s)))]
-        return Cell(
-            _percent(entry.accuracy, entry.accuracy_half_width),
-            strong=entry.accuracy == np.nanmax(tops),
         )
 
     yield Heading(3, say("Final losses"), f"{key}-losses")
@@ -534,13 +542,51 @@ def _losses(group: Group, key: str) -> Iterator[Block]:
         f"otherwise; each task's lowest in bold; — was not run.{tints}"
     )
     yield _matrix(group, loss, say("{}", caption))
-    if any(not math.isnan(entry.accuracy) for entry in group.entries.values()):
-        yield _matrix(
-            group,
-            accuracy,
-            say("Validation accuracy at the end ± 95%, each task's highest in bold"),
-            folded=True,
-        )
+    yield from _validation(
+        group,
+        lambda entry: entry.accuracy,
+        _percent,
+        np.nanmax,
+        "Validation accuracy at the end ± 95%, each task's highest in bold",
+    )
+    yield from _validation(
+        group,
+        lambda entry: entry.val_loss,
+        _number,
+        np.nanmin,
+        "Validation loss at the end ± 95%, each task's lowest in bold",
+    )
+
+
+def _validation(
+    group: Group,
+    estimate: Callable[[Entry], Estimate],
+    show: Callable[[float, float], str],
+    best: Callable[[list[float]], float],
+    caption: str,
+) -> Iterator[Block]:
+    """A table of what was measured on held-out data, of the tasks that have it."""
+    means = {
+        task: [
+            estimate(entry).mean
+            for series in group.series
+            if (entry := group.entries.get((task, series)))
+        ]
+        for task in group.tasks
+    }
+    tasks = [task for task, values in means.items() if not np.isnan(values).all()]
+    if not tasks:
+        return
+
+    def cell(task: str, series: Series) -> Cell:
+        entry = group.entries.get((task, series))
+        if entry is None or math.isnan(estimate(entry).mean):
+            return MISSING
+        found = estimate(entry)
+        strong = found.mean == best(means[task])
+        return Cell(show(found.mean, found.half_width), strong=strong)
+
+    yield _matrix(group, cell, say("{}", caption), tasks=tasks, folded=True)
 
 
 def _paper(group: Group, key: str) -> Iterator[Block]:
@@ -566,10 +612,11 @@ def _paper(group: Group, key: str) -> Iterator[Block]:
         if entry is None:
             return MISSING
         shown = any(figure.accuracy is not None for figure in printed[task].values())
-        small = f"{100 * entry.accuracy:.2f} %" if shown and not math.isnan(entry.accuracy) else ""
+        accuracy = entry.accuracy.mean
+        small = f"{100 * accuracy:.2f} %" if shown and not math.isnan(accuracy) else ""
         if entry.diverged:
             small = f"{entry.diverged} of {len(entry.runs)} diverged"
-        return Cell(_number(entry.finite_mean, entry.half_width), small=small)
+        return Cell(_number(entry.loss.mean, entry.loss.half_width), small=small)
 
     header = [("task", "")]
     for name in names:
@@ -659,13 +706,13 @@ def _targets(group: Group, key: str, lines: _Lines) -> Iterator[Block]:
         return seconds / own if seconds is not None and own else math.nan
 
     def steps_cell(task: str, series: Series) -> Cell:
-        if (task, series) not in group.entries or task not in tasks:
+        if (task, series) not in group.entries:
             return MISSING
         reached = steps[task, series]
         return Cell("never" if reached is None else f"{reached:,}")
 
     def seconds_cell(task: str, series: Series) -> Cell:
-        if (task, series) not in group.entries or task not in tasks:
+        if (task, series) not in group.entries:
             return MISSING
         seconds = group.entries[task, series].seconds_to(group.target(task))
         return Cell("never" if seconds is None else _seconds(seconds))
@@ -687,14 +734,23 @@ def _targets(group: Group, key: str, lines: _Lines) -> Iterator[Block]:
         ),
         wide=True,
     )  # fmt: skip
-    yield _matrix(group, steps_cell, say("The same in steps, for every optimizer"), folded=True)
+    yield _matrix(
+        group,
+        steps_cell,
+        say("The same in steps, for every optimizer; never: not within the run, or a run diverged"),
+        tasks=tasks,
+        folded=True,
+    )
     yield _matrix(
         group,
         seconds_cell,
         say(
-            "Wall-clock time to the same loss: those steps at the runs' mean time a step, of the "
-            "whole training loop without measurements"
+            "Wall-clock time to the same loss: those steps at the runs' median time a step, of "
+            "the whole training loop without measurements. Runs share the machine where several "
+            "are made at a time, and were made on different days: factors count, some ten percent "
+            "do not"
         ),
+        tasks=tasks,
         folded=True,
     )
 
@@ -710,6 +766,21 @@ def _targets(group: Group, key: str, lines: _Lines) -> Iterator[Block]:
         group,
         cost,
         say("Time a step: the optimizer's own, of the whole loop's (medians over seeds)"),
+        folded=True,
+    )
+
+    def memory(task: str, series: Series) -> Cell:
+        entry = group.entries.get((task, series))
+        if entry is None:
+            return MISSING
+        return Cell(f"{np.median([run.peak_mb for run in entry.runs]):,.0f} MB")
+
+    yield _matrix(
+        group,
+        memory,
+        say(
+            "Peak memory of the process in a run (medians over seeds), libraries and data among it"
+        ),
         folded=True,
     )
 
@@ -802,6 +873,10 @@ def _notes(group: Group, key: str) -> Iterator[Block]:
             say(f"Without tuning runs, so not at their best: {_join(['{}'] * len(untuned))}.",
                 *(Code(series.label) for series in untuned))
         )  # fmt: skip
+    sources = Counter(run.source or "unrecorded" for run in group.runs)
+    if len(sources) > 1:
+        made = [f"{_version(source)} ({_plural(n, 'run')})" for source, n in sources.most_common()]
+        notes.append(say("Runs are from several versions of the program: {}.", _join(made)))
     if len({run.machine for run in group.runs}) > 1:
         notes.append(say("Runs are from several machines: times are not comparable."))
     yield Heading(3, say("What to keep in mind"), f"{key}-notes")

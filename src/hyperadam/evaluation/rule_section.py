@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,12 @@ from hyperadam.evaluation.series import Group
 
 MAX_TRACES = 6
 """Per group: beyond it the page would become too large."""
+
+PRIOR_STD = 1.0
+"""Standard deviation of the update's prior, as the papers have it."""
+
+NEAR_PRIOR = 0.02
+"""How far from the prior's a standard deviation is still called the prior's, relatively."""
 
 
 def rule_blocks(group: Group, key: str) -> Iterator[Block]:
@@ -56,13 +63,67 @@ def rule_blocks(group: Group, key: str) -> Iterator[Block]:
             "lowest blue."
         )
     )
-    chosen = traced[:MAX_TRACES]
+    yield from _prior_words(traced)
+    chosen = _spread(traced, MAX_TRACES)
     if len(traced) > len(chosen):
-        yield Paragraph(say("Shown are {} of {} traced runs.", str(len(chosen)), str(len(traced))))
+        yield Paragraph(
+            say(
+                "Shown are {} of {} traced runs, of as many kinds of network and optimizers as "
+                "there is room for.",
+                str(len(chosen)), str(len(traced)),
+            )
+        )  # fmt: skip
     for index, run in enumerate(chosen):
         assert run.trace is not None
         panels = tuple(_trace_panels(run.trace, f"{key}-trace-{index}"))
         yield Figures(panels, _trace_words(run, run.trace))
+
+
+def _spread(traced: Sequence[Record], count: int) -> list[Record]:
+    """So many traces, of different networks and optimizers first; in the order they came."""
+    by_place: dict[tuple[str, str, str | None], Record] = {}
+    for run in sorted(traced, key=lambda run: run.lr != run.default_lr):  # the default's track
+        by_place.setdefault((run.task, run.optimizer, run.weights), run)
+    left = [run for run in traced if run in by_place.values()]
+    chosen: list[Record] = []
+    while left and len(chosen) < count:
+        kinds = Counter(_kind(run.task) for run in chosen)
+        optimizers = Counter((run.optimizer, run.weights) for run in chosen)
+        rarest = min(
+            left,
+            key=lambda run: (
+                kinds[_kind(run.task)] + optimizers[run.optimizer, run.weights],
+                kinds[_kind(run.task)],
+            ),
+        )
+        left.remove(rarest)
+        chosen.append(rarest)
+    return [run for run in traced if run in chosen]
+
+
+def _kind(task: str) -> str:
+    """Of network: ``mnist-mlp6-sigmoid`` is an ``mlp``, ``digits-cnn2-bn`` a ``cnn``."""
+    _, _, network = task.partition("-")
+    return network.split("-")[0].rstrip("0123456789")
+
+
+def _prior_words(traced: Sequence[Record]) -> Iterator[Block]:
+    """That the variance tells nothing, where it is the prior's in all traces."""
+    stds = [std for run in traced if (std := _array(run.trace or {}, "std")) is not None]
+    known = [std[np.isfinite(std)] for std in stds]
+    with_variance = [std for std in known if std.size]
+    if not with_variance:
+        return
+    farthest = max(float(np.abs(std / PRIOR_STD - 1).max()) for std in with_variance)
+    if farthest <= NEAR_PRIOR:
+        yield Paragraph(
+            say(
+                "In all of these runs the posterior's standard deviation is that of its prior, "
+                "within {} %, at every step and in every layer: {}. Its plots show a flat line.",
+                f"{100 * farthest:.1g}",
+                Strong("the predicted variance says nothing here about where the rule is sure"),
+            )
+        )
 
 
 def _array(trace: Mapping[str, Any], name: str) -> np.ndarray | None:

@@ -51,6 +51,27 @@ class Series:
         return f"{self.name}, {self.track}"
 
 
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """A mean over seeds.
+
+    Attributes:
+        mean: NaN where there is no value.
+        half_width: half of its 95% interval; NaN with fewer than two values.
+    """
+
+    mean: float
+    half_width: float
+
+    @classmethod
+    def of(cls, values: Iterable[float | None]) -> Estimate:
+        """Of the values that are there and finite."""
+        found_S = np.array([x for x in values if x is not None and math.isfinite(x)])
+        low, high = bootstrap_interval(found_S)
+        mean = float(found_S.mean()) if len(found_S) else math.nan
+        return cls(mean, float(high - low) / 2)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Entry:
     """A series' runs on one task, one a seed."""
@@ -73,35 +94,20 @@ class Entry:
         """Mean final loss; infinite where any run diverged. This is what is compared."""
         return float(self.losses.mean())
 
-    @property
-    def finite_mean(self) -> float:
-        """Mean final loss of the runs that did not diverge; NaN where all did."""
-        finite = self.losses[np.isfinite(self.losses)]
-        return float(finite.mean()) if len(finite) else math.nan
+    @functools.cached_property
+    def loss(self) -> Estimate:
+        """Final loss of the runs that did not diverge."""
+        return Estimate.of(self.losses)
 
     @functools.cached_property
-    def half_width(self) -> float:
-        """Half of the 95% interval of :attr:`finite_mean`; NaN with fewer than two runs."""
-        return self._half_width(self.losses)
-
-    @property
-    def accuracy(self) -> float:
-        """Mean validation accuracy; NaN where no run has one."""
-        values = self._accuracies()
-        return float(values.mean()) if len(values) else math.nan
+    def accuracy(self) -> Estimate:
+        """Validation accuracy."""
+        return Estimate.of(run.val_accuracy for run in self.runs)
 
     @functools.cached_property
-    def accuracy_half_width(self) -> float:
-        """Half of the 95% interval of :attr:`accuracy`."""
-        return self._half_width(self._accuracies())
-
-    def _accuracies(self) -> np.ndarray:
-        return np.array([run.val_accuracy for run in self.runs if run.val_accuracy is not None])
-
-    @staticmethod
-    def _half_width(values_S: np.ndarray) -> float:
-        low, high = bootstrap_interval(values_S[np.isfinite(values_S)])
-        return float(high - low) / 2
+    def val_loss(self) -> Estimate:
+        """Validation loss."""
+        return Estimate.of(run.val_loss for run in self.runs)
 
     def curves(self) -> np.ndarray:
         """Losses after each update (S, T); NaN from where a run diverged."""

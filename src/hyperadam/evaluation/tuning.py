@@ -30,7 +30,7 @@ def more_places(losses: Mapping[int, float]) -> list[int]:
     missing = [place for place in START if place not in losses]
     if missing:
         return missing
-    best = _best(losses)
+    best = best_place(losses)
     low, high = min(losses), max(losses)
     if best == low and low > -FARTHEST:
         return [low - 1]
@@ -39,7 +39,7 @@ def more_places(losses: Mapping[int, float]) -> list[int]:
     return []
 
 
-def _best(losses: Mapping[int, float]) -> int:
+def best_place(losses: Mapping[int, float]) -> int:
     """The place of the least loss; of equal ones the smaller learning rate's."""
 
     def order(place: int) -> tuple[float, int]:
@@ -59,7 +59,7 @@ def tune(default: float, loss: Callable[[float], float]) -> float:
     losses: dict[int, float] = {}
     while places := more_places(losses):
         losses |= {place: loss(grid_lr(default, place)) for place in places}
-    return grid_lr(default, _best(losses))
+    return grid_lr(default, best_place(losses))
 
 
 def tuning_losses(records: Iterable[Record]) -> dict[float, float]:
@@ -86,7 +86,7 @@ def best_lr(records: Iterable[Record]) -> float | None:
     """
     losses = tuning_losses(records)
     order = dict(enumerate(losses))
-    return order[_best(dict(enumerate(losses.values())))] if losses else None
+    return order[best_place(dict(enumerate(losses.values())))] if losses else None
 
 
 def tuning_seeds(count: int) -> range:
