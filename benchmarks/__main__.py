@@ -15,6 +15,7 @@ from hyperadam.errors import HyperAdamError
 from hyperadam.kernels import cpu
 
 NAMES = ("floor", "step", "meta", "state-dtype")
+ON_DEVICES = ("floor", "step", "meta")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -27,7 +28,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="of the C++ kernel, for step: avx512, avx2 or portable (the best that there is)",
     )
-    parser.add_argument("--device", default="cpu", help="for floor and step (%(default)s)")
+    parser.add_argument("--device", default="cpu", help="for floor, step and meta (%(default)s)")
     parser.add_argument(
         "--data-dir",
         type=Path,
@@ -46,7 +47,7 @@ def _command(arguments: argparse.Namespace, name: str) -> str:
         words += ["--backend", arguments.backend]
     if name == "step" and arguments.instruction_set is not None:
         words += ["--instruction-set", arguments.instruction_set]
-    if name in ("floor", "step"):
+    if name in ON_DEVICES:
         words += ["--device", arguments.device]
     return " ".join([*words, "--quick"] if arguments.quick else words)
 
@@ -63,7 +64,12 @@ def _results(arguments: argparse.Namespace, name: str) -> tuple[dict[str, Any], 
             cpu.prefer(None)
     if name == "state-dtype":
         return state_dtype.run(data_dir=arguments.data_dir, quick=quick)
-    return meta.run(backend=arguments.backend, data_dir=arguments.data_dir, quick=quick)
+    return meta.run(
+        backend=arguments.backend,
+        device=arguments.device,
+        data_dir=arguments.data_dir,
+        quick=quick,
+    )
 
 
 def main(words: list[str] | None = None) -> int:
@@ -76,7 +82,7 @@ def main(words: list[str] | None = None) -> int:
             print(f"benchmarks: {error}", file=sys.stderr)
             return 2
         described = machine.describe(torch.device(arguments.device))
-        on_device = arguments.device != "cpu" and name in ("floor", "step")
+        on_device = arguments.device != "cpu" and name in ON_DEVICES
         saved = f"{name}-gpu" if on_device else name
         if name == "step" and arguments.instruction_set is not None:
             saved = f"{saved}-{arguments.instruction_set}"

@@ -34,6 +34,7 @@ class Job:
     Attributes:
         program: ``"ours"``, ``"textbook"`` or ``"trivial"``.
         backend: of ours.
+        device: of ours.
         tasks: inner runs of a meta-step.
         task: the inner task.
         data_dir: where its data are; None: it needs none.
@@ -43,6 +44,7 @@ class Job:
 
     program: str
     backend: str
+    device: str
     tasks: int
     task: str
     data_dir: str | None
@@ -55,7 +57,11 @@ def _trainer(job: Job) -> Callable[[], object]:
     data_dir = None if job.data_dir is None else Path(job.data_dir)
     config = MetaTrainConfig(task=job.task)
     if job.program == OURS:
-        chosen = [f"backend={job.backend}", f"tasks_per_step={job.tasks}"]
+        chosen = [
+            f"backend={job.backend}",
+            f"device={job.device}",
+            f"tasks_per_step={job.tasks}",
+        ]
         return MetaTrainer(config.with_overrides(chosen), data_dir).meta_step
     if job.program == TRIVIAL:
         theta, rule = trivial_theta(), TrivialRule()
@@ -85,7 +91,8 @@ def _forget_peak() -> None:
 
 
 def measure(job: Job) -> dict[str, Any]:
-    """Times of meta-steps, and the peak of resident memory in meta-training, in bytes."""
+    """Times of meta-steps, and the peak of memory in meta-training, in bytes: the process's
+    resident memory, on a GPU what PyTorch has allocated there."""
     meta_step = _trainer(job)
     _forget_peak()
     start = _status("VmRSS")
@@ -96,10 +103,11 @@ def measure(job: Job) -> dict[str, Any]:
         begin = time.perf_counter()
         meta_step()
         seconds.append(time.perf_counter() - begin)
+    on_gpu = job.device != "cpu"
     return {
         "seconds": seconds,
         "start_bytes": start,
-        "peak_bytes": _status("VmHWM"),
+        "peak_bytes": torch.cuda.max_memory_allocated(job.device) if on_gpu else _status("VmHWM"),
         "threads": torch.get_num_threads(),
     }
 

@@ -15,8 +15,8 @@ from benchmarks.resnet import resnet20_shapes
 from conftest import random_theta
 from hyperadam.kernels import cpu, differentiable_rule
 from hyperadam.metatrain import InnerState, MetaTrainConfig, unroll
-from hyperadam.metatrain.run import source_version
 from hyperadam.rule import VariationalHyperAdamRule
+from hyperadam.source import source_version
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_step_ratios():
 
 
 def test_meta_summary(tmp_path):
-    jobs = meta.jobs("auto", tmp_path, quick=False)
+    jobs = meta.jobs("auto", "cpu", tmp_path, quick=False)
     peaks = {"ours, B=8": 130, "ours, B=1": 110, "textbook": 200}
     raw = {name: [{"seconds": [2.0], "peak_bytes": peaks.get(name, 100)}] * 2 for name in jobs}
     raw["reference"] = []
@@ -160,6 +160,17 @@ def test_meta_summary(tmp_path):
     assert found["programs"]["ours, B=8"]["inner_steps_s"] == 80
     assert found["programs"]["textbook"]["above_inner_bytes"] == 100
     assert found["ratios"]["ours, B=1"] == {"speed": 1, "memory": 10}
+
+
+def test_meta_training_on_a_gpu_is_timed_by_the_inner_runs_side_by_side(tmp_path):
+    jobs = meta.jobs("auto", "cuda", tmp_path, quick=False)
+    assert [job.tasks for job in jobs.values()] == [1, 8, 64]
+    assert {job.device for job in jobs.values()} == {"cuda"}
+    raw = {name: [{"seconds": [1.0], "peak_bytes": 2e6}] for name in jobs}
+    found = meta.summarise(jobs, raw)
+    assert found["programs"]["ours, B=64"] == {"inner_steps_s": 64 * 20, "peak_bytes": 2e6}
+    results = {**found, "task": "t", "unroll_length": 20, "left_out": {}}
+    assert "| ours, B=8 | 160 | 2 | – | – | – |" in "\n".join(meta.sections(results))
 
 
 def test_it_runs(tmp_path, monkeypatch, capsys):

@@ -8,6 +8,7 @@ import torch
 from conftest import random_theta
 from hyperadam.errors import ConfigError
 from hyperadam.kernels import (
+    ReferenceRule,
     choose_backend,
     cpu,
     differentiable_rule,
@@ -114,6 +115,16 @@ def test_triton_needs_a_gpu(monkeypatch):
 def test_meta_training_has_no_triton_kernel():
     with pytest.raises(ConfigError, match="'triton' can't serve: it has no backward pass"):
         differentiable_rule(VariationalHyperAdamRule(), "triton")
+
+
+def test_meta_training_on_a_gpu_is_the_reference():
+    cuda, rule = torch.device("cuda"), VariationalHyperAdamRule()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for backend in ("auto", "reference"):
+            assert isinstance(differentiable_rule(rule, backend, cuda), ReferenceRule)
+    with pytest.raises(ConfigError, match="'cpu' can't serve: it runs on the CPU, not on cuda"):
+        differentiable_rule(rule, "cpu", cuda)
 
 
 def test_tiled_rule_of_each_backend():

@@ -30,6 +30,7 @@ def test_the_paper_preset_is_the_papers_recipe():
         "meta_grad_clip": None,
         "seed": 0,
         "backend": "auto",
+        "device": "cpu",
     }
     assert paper.total_meta_steps == 50_000
     assert paper.total_meta_steps * paper.unroll_length == 10**6
@@ -156,6 +157,8 @@ def test_overrides():
         ("convex_dim=-1", "convex_dim must be at least 0"),
         ("meta_grad_clip=0", "meta_grad_clip must be"),
         ("seed=-1", "seed must be"),
+        ("device=gpu", "device must be cpu, cuda or cuda:N; got gpu"),
+        ("device=cuda:x", "device must be"),
         ("rule.channels=0", "channels must be an integer, at least 1"),
         ("rule.column_norm=max", "euclidean"),
     ],

@@ -19,8 +19,9 @@ from tensorboardX.proto import event_pb2
 
 from hyperadam import load_weights
 from hyperadam.errors import ConfigError, RunError
-from hyperadam.metatrain import RunLabel, run_meta_training, source_version
+from hyperadam.metatrain import RunLabel, run_meta_training
 from hyperadam.presets import preset
+from hyperadam.source import source_version
 from hyperadam.tensor_file import read
 
 SMOKE = preset("smoke")

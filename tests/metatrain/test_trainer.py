@@ -4,7 +4,10 @@ import dataclasses
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+from hyperadam.errors import ConfigError
 from hyperadam.metatrain import InnerState, MetaTrainer, unroll
 from hyperadam.presets import preset
 from hyperadam.rule import standard_normal
@@ -271,3 +274,65 @@ def test_every_rule_can_be_meta_trained(rule_name, tasks):
     while not trainer.finished:
         assert trainer.meta_step().applied
     assert any(not torch.equal(before[name], value) for name, value in theta_of(trainer).items())
+
+
+class OnlyOn(TorchDispatchMode):
+    """Refuses operations on tensors of another device; single numbers may be anywhere."""
+
+    def __init__(self, device):
+        super().__init__()
+        self.device = device
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        for value in tree_leaves((args, kwargs)):
+            if isinstance(value, torch.Tensor) and value.dim() > 0:
+                assert value.device == self.device, func
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("tasks", [1, 2])
+@pytest.mark.parametrize("rule", ["variational-hyperadam", "rnnprop"])
+def test_all_of_an_unroll_is_on_the_device(monkeypatch, tasks, rule):
+    """The meta device, where there is no GPU: tensors of a shape without numbers."""
+    meta = torch.device("meta")
+    monkeypatch.setattr("hyperadam.metatrain.trainer._existing_device", lambda name: meta)
+    config = SMOKE.with_overrides(["device=cuda", f"tasks_per_step={tasks}", f"rule={rule}"])
+    trainer = MetaTrainer(config)
+    steps = range(config.unroll_length)
+    batches = [trainer.group.batch(step) for step in steps]
+    noise_TBN = trainer._noise(steps)
+    with OnlyOn(meta):
+        result = unroll(
+            trainer.rule, trainer.theta, trainer.carry, trainer.group.loss, batches, noise_TBN,
+            lr=config.lr, kl_weight=config.kl_weight,
+        )  # fmt: skip
+        result.meta_loss.backward()
+    grads = [value.grad for value in trainer.theta.values() if value.grad is not None]
+    state = [result.carry.params_BN, *result.carry.rule_state.unpack().tensors().values()]
+    assert grads
+    assert {value.device for value in [*grads, *state]} == {meta}
+    with pytest.raises(AssertionError), OnlyOn(meta):
+        trainer.group.loss(torch.zeros(trainer.carry.params_BN.shape), batches[0])
+
+
+def test_a_device_that_is_not_there():
+    count = torch.cuda.device_count()
+    with pytest.raises(ConfigError, match=f"'cuda:{count}' is not there"):
+        MetaTrainer(SMOKE.with_overrides([f"device=cuda:{count}"]))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("tasks", [1, 5])
+def test_a_gpu_agrees_but_for_rounding(tasks):
+    one, two = (
+        MetaTrainer(SMOKE.with_overrides([f"tasks_per_step={tasks}", f"device={device}"]))
+        for device in ("cpu", "cuda")
+    )
+    for _ in range(4):
+        mine, theirs = one.meta_step(), two.meta_step()
+        assert mine.meta_loss == pytest.approx(theirs.meta_loss, rel=1e-4)
+        assert mine.grad_norm == pytest.approx(theirs.grad_norm, rel=1e-2)
+    resumed = MetaTrainer(two.config)
+    resumed.load_state(two.state())
+    assert resumed.meta_step().meta_loss == pytest.approx(two.meta_step().meta_loss, rel=1e-5)
+    assert all(value.device.type == "cpu" for value in two.state().values())

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from hyperadam.rule import Rule, RuleState, Theta, UpdateDistribution, standard_normal
 
+CPU = torch.device("cpu")
+
 
 def _map_columns(state: RuleState, function: Callable[[Tensor], Tensor]) -> RuleState:
     """The state with ``function`` applied to all its tensors but ``step``."""
@@ -62,16 +64,18 @@ class DifferentiableRule(abc.ABC):
 
     Args:
         rule: the update rule.
+        device: where the state is.
     """
 
-    def __init__(self, rule: Rule) -> None:
+    def __init__(self, rule: Rule, device: torch.device = CPU) -> None:
         self.rule = rule
+        self.device = device
 
     def init_state(
         self, num_tasks: int, num_coordinates: int, dtype: torch.dtype = torch.float32
     ) -> Carry:
         """The state of B tasks before the first step."""
-        state = self.rule.init_state(num_coordinates, dtype=dtype)
+        state = self.rule.init_state(num_coordinates, dtype=dtype, device=self.device)
         return self.pack(
             _map_columns(state, lambda value: value.expand(num_tasks, *value.shape).clone())
         )
@@ -84,7 +88,9 @@ class DifferentiableRule(abc.ABC):
             steps_T: numbers of the steps, from 1.
             num_coordinates: N.
         """
-        noises = [standard_normal(seed, steps_T, 0, num_coordinates) for seed in seeds]
+        noises = [
+            standard_normal(seed, steps_T, 0, num_coordinates, device=self.device) for seed in seeds
+        ]
         return torch.stack(noises, dim=1)
 
     @abc.abstractmethod

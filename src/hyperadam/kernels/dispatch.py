@@ -10,7 +10,7 @@ import torch
 from hyperadam.errors import ConfigError, unknown_name
 from hyperadam.kernels import cpu, fused, triton
 from hyperadam.kernels.cpu_unroll import CpuRule
-from hyperadam.kernels.differentiable import DifferentiableRule, ReferenceRule
+from hyperadam.kernels.differentiable import CPU, DifferentiableRule, ReferenceRule
 from hyperadam.kernels.tiled import ReferenceTiledRule, TiledRule
 from hyperadam.rule import Rule, Theta, VariationalHyperAdamRule
 
@@ -94,19 +94,25 @@ def tiled_rule(
     return fused.FusedTiledRule(passes(rule, theta, state_dtype))
 
 
-def differentiable_rule(rule: Rule, backend: str = "auto") -> DifferentiableRule:
-    """The steps of a rule that can be differentiated by theta, in the chosen backend, on the CPU.
+def differentiable_rule(
+    rule: Rule, backend: str = "auto", device: torch.device = CPU
+) -> DifferentiableRule:
+    """The steps of a rule that can be differentiated by theta, in the chosen backend.
 
     Args:
         rule: the update rule.
-        backend: see :func:`choose_backend`.
+        backend: see :func:`choose_backend`. Only the CPU has a kernel with a backward pass: on
+            another device ``"auto"`` is the reference under autograd.
+        device: where the state is.
 
     Raises:
         ConfigError: an unknown backend, or one that can't serve.
     """
     if backend == "triton":
         raise ConfigError("backend 'triton' can't serve: it has no backward pass")
-    if choose_backend(backend, rule, torch.float32, torch.device("cpu")) == "reference":
-        return ReferenceRule(rule)
+    if backend == "auto" and device.type != "cpu":
+        backend = "reference"
+    if choose_backend(backend, rule, torch.float32, device) == "reference":
+        return ReferenceRule(rule, device)
     assert isinstance(rule, VariationalHyperAdamRule)
     return CpuRule(rule)

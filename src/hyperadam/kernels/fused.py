@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hyperadam.kernels.tiled import Lanes, TiledRule, TiledState, finite_everywhere
+from hyperadam.kernels.tiled import FlaggedReduce, Lanes, TiledRule, TiledState
 from hyperadam.kernels.tiles import Part
 from hyperadam.rule import Reduce, Rule, VariationalHyperAdamRule
 from hyperadam.rule.normalize import EPSILON
@@ -153,8 +153,8 @@ class FusedTiledRule(TiledRule):
         self._prepare(tuple(parts), tiles.device)
         plan, counts_S = self._plan, self._counts_S
         x_SH, finite = passes.features(plan, steps_P, tiles, lanes.grad)
-        finite = finite_everywhere(finite, reduce)
-        if finite.device.type == "cpu" and not bool(finite):
+        flagged = None if reduce is None else FlaggedReduce(reduce, finite)
+        if flagged is None and finite.device.type == "cpu" and not bool(finite):
             return finite
         if state.squares is None or state.squares_of != self._parts:
             state.squares = (
@@ -163,9 +163,15 @@ class FusedTiledRule(TiledRule):
             )
             state.squares_of = self._parts
         old_h_SH, old_m_SH = state.squares
-        scale = column_scales(torch.cat([x_SH, old_h_SH], -1), counts_S, passes.rule, dtype, reduce)
+        joined = torch.cat([x_SH, old_h_SH], -1)
+        scale = column_scales(joined, counts_S, passes.rule, dtype, flagged)
+        if flagged is not None:
+            finite = flagged.finite
+            if finite.device.type == "cpu" and not bool(finite):
+                return finite
         h_SH = passes.state_cell(plan, steps_P, tiles, tiles, lanes.grad, scale, finite)
-        scale = column_scales(torch.cat([old_m_SH, h_SH], -1), counts_S, passes.rule, dtype, reduce)
+        joined = torch.cat([old_m_SH, h_SH], -1)
+        scale = column_scales(joined, counts_S, passes.rule, dtype, flagged)
         m_SH = passes.adam_cell(plan, steps_P, tiles, tiles, lanes, scale, finite)
         # In their place, so that a CUDA graph's next replay finds them; where the gradient is not
         # finite, which is not known here on a GPU, the old sums stay.

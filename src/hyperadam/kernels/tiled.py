@@ -64,11 +64,31 @@ def is_finite(grad: Tensor) -> Tensor:
     return (grad.abs() <= LARGEST_GRADIENT[grad.dtype]).all()
 
 
-def finite_everywhere(finite: Tensor, reduce: Reduce | None) -> Tensor:
-    """Whether the gradient is finite on every shard, so that all of them step or none does."""
-    if reduce is None:
-        return finite
-    return reduce((~finite).to(torch.float64).reshape(1)).reshape(()) == 0
+class FlaggedReduce:
+    """A reduction whose first call tells, beside its sums, whether the gradient is finite on every
+    shard, so that all of them step or none does.
+
+    Args:
+        reduce: the reduction.
+        finite: whether this shard's gradient is, bool of shape ().
+
+    Attributes:
+        finite: after the first call, whether every shard's is.
+    """
+
+    def __init__(self, reduce: Reduce, finite: Tensor) -> None:
+        self.reduce = reduce
+        self.finite = finite
+        self.called = False
+
+    def __call__(self, sums: Tensor) -> Tensor:
+        if self.called:
+            return self.reduce(sums)
+        self.called = True
+        bad = (~self.finite).to(sums.dtype).reshape(1)
+        joined = self.reduce(torch.cat([sums.flatten(), bad]))
+        self.finite = joined[-1] == 0
+        return joined[:-1].view(sums.shape)
 
 
 class TiledRule(abc.ABC):
@@ -90,8 +110,8 @@ class TiledRule(abc.ABC):
             parts: what takes a step.
             steps_P: the number of this step for each of them, from 1; int64, on the device.
             lanes: gradient in, update out.
-            reduce: see :func:`~hyperadam.rule.normalize.unit_columns`; called once more, for
-                whether the gradient is finite on all shards.
+            reduce: see :func:`~hyperadam.rule.normalize.unit_columns`. Its first vector has one
+                number more, for whether the gradient is finite on all shards.
 
         Returns:
             bool of shape (), on the device: whether the gradient was finite, with no number
@@ -122,13 +142,20 @@ class ReferenceTiledRule(TiledRule):
         reduce: Reduce | None = None,
     ) -> Tensor:
         grad_N = torch.cat([lanes.grad[part.lanes] for part in parts])
-        finite = finite_everywhere(is_finite(grad_N), reduce)
-        if not bool(finite):
+        finite = is_finite(grad_N)
+        flagged = None if reduce is None else FlaggedReduce(reduce, finite)
+        if flagged is None and not bool(finite):
             return finite
         counts = [part.count for part in parts]
         update, new = self.rule.step(
-            self.theta, self._join(state, parts, steps_P - 1, grad_N), grad_N, reduce
+            self.theta, self._join(state, parts, steps_P - 1, grad_N), grad_N, flagged
         )
+        if flagged is not None:
+            if not flagged.called:  # a rule without column norms
+                flagged(grad_N.new_empty(0))
+            finite = flagged.finite
+            if not bool(finite):
+                return finite
         noise_N = torch.cat(
             [
                 standard_normal(

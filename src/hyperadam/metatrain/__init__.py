@@ -1,7 +1,7 @@
 """Meta-training: tasks to unroll to meta-loss to meta-optimizer to checkpoint to weights."""
 
 from hyperadam.metatrain.config import MetaTrainConfig
-from hyperadam.metatrain.run import RunLabel, run_meta_training, source_version
+from hyperadam.metatrain.run import RunLabel, run_meta_training
 from hyperadam.metatrain.trainer import MetaStep, MetaTrainer
 from hyperadam.metatrain.unroll import InnerState, Unroll, unroll
 
@@ -13,6 +13,5 @@ __all__ = [
     "RunLabel",
     "Unroll",
     "run_meta_training",
-    "source_version",
     "unroll",
 ]

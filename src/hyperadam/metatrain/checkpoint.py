@@ -17,9 +17,12 @@ FORMAT_VERSION = 1
 
 
 def save_checkpoint(path: Path, trainer: MetaTrainer) -> None:
-    """Write all that the next meta-step depends on, whole or not at all."""
+    """Write all that the next meta-step depends on, whole or not at all. Several processes call
+    this together, and the first one writes."""
     notes = {"config": json.dumps(trainer.config.to_dict(), sort_keys=True)}
     tensors: dict[str, Tensor] = trainer.state()
+    if not trainer.ranks.first:
+        return
     tensor_file.write(path, tensors, notes, format_=FORMAT, version=FORMAT_VERSION)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -41,6 +42,8 @@ class MetaTrainConfig:
         seed: of everything random.
         backend: what computes the rule: ``"auto"``, ``"cpu"`` or ``"reference"``; they differ in
             rounding and speed.
+        device: where the inner networks are trained and the rule is computed: ``"cpu"``,
+            ``"cuda"`` or ``"cuda:1"``. What is random is the same on all; rounding is not.
     """
 
     task: str = "mnist-mlp1-sigmoid"
@@ -59,6 +62,7 @@ class MetaTrainConfig:
     meta_grad_clip: float | None = None
     seed: int = 0
     backend: str = "auto"
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         check_task_name(self.task)
@@ -76,6 +80,8 @@ class MetaTrainConfig:
         )
         if self.backend not in BACKENDS:
             raise ConfigError(unknown_name("backend", self.backend, BACKENDS))
+        known_device = re.fullmatch(r"cpu|cuda(:\d+)?", self.device) is not None
+        self._require("device", known_device, "cpu, cuda or cuda:N")
         for name in ("lr", "meta_lr"):
             value = getattr(self, name)
             self._require(name, math.isfinite(value) and value > 0, "a positive number")

@@ -6,16 +6,14 @@ The folder holds ``config.json`` (what the run is), ``checkpoint.safetensors`` (
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import datetime
 import io
 import json
-import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +25,7 @@ from hyperadam.interrupt import interruption
 from hyperadam.metatrain.checkpoint import load_checkpoint, save_checkpoint
 from hyperadam.metatrain.config import MetaTrainConfig
 from hyperadam.metatrain.trainer import HISTORY_COLUMNS, MetaStep, MetaTrainer
+from hyperadam.ranks import ALONE, Ranks
 from hyperadam.weights import Weights, save_weights
 
 CONFIG = "config.json"
@@ -66,7 +65,7 @@ class RunFolder:
     def __truediv__(self, name: str) -> Path:
         return self.path / name
 
-    @contextmanager
+    @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the folder, which is made where it is missing.
 
@@ -128,6 +127,7 @@ def run_meta_training(
     resume: bool = False,
     data_dir: Path | None = None,
     checkpoint_seconds: float = 30.0,
+    ranks: Ranks = ALONE,
     started: Callable[[MetaTrainer], None] = lambda _: None,
     progress: Callable[[MetaStep], None] = lambda _: None,
 ) -> MetaTrainer:
@@ -143,6 +143,7 @@ def run_meta_training(
         resume: go on with the run in the folder. Where there is none yet, start it.
         data_dir: see :func:`hyperadam.tasks.load_data`.
         checkpoint_seconds: time between two checkpoints.
+        ranks: the processes that share the work; the first one writes the folder.
         started: called once with the trainer, at the place where it starts.
         progress: called after each meta-step.
 
@@ -155,30 +156,61 @@ def run_meta_training(
         ConfigError: there is nothing to resume and no configuration to start with.
     """
     folder = RunFolder(out)
-    with folder.locked():
-        if folder.holds_run():
-            if not resume:
-                raise RunError(f"{out} holds a run; --resume goes on with it")
-            found, found_label = folder.read_config()
-            if config is not None and config != found:
-                other = "; ".join(differences(config, found))
-                raise RunError(f"{out} holds a run with other settings: {other}")
-            if label is not None and label.licence not in (UNSPECIFIED, found_label.licence):
-                raise RunError(f"{out} holds a run with the licence {found_label.licence}")
-            config, label = found, found_label
-            trainer = MetaTrainer(config, data_dir)
-            if (folder / CHECKPOINT).exists():
-                load_checkpoint(folder / CHECKPOINT, trainer)
-        else:
-            if config is None or label is None:
-                raise ConfigError(f"{out} holds no run to resume; name a preset to start one")
-            trainer = MetaTrainer(config, data_dir)
-            folder.write_config(config, label)
+    with contextlib.ExitStack() as held:
+
+        def begin() -> _Beginning:
+            held.enter_context(folder.locked())
+            return _begin(folder, config, label, resume=resume)
+
+        beginning = ranks.agree(begin)
+        trainer = MetaTrainer(beginning.config, data_dir, ranks)
+        if beginning.has_checkpoint:
+            load_checkpoint(folder / CHECKPOINT, trainer)
+        if ranks.first and beginning.is_new:
+            folder.write_config(beginning.config, beginning.label)
         started(trainer)
         _train(trainer, folder, checkpoint_seconds, progress)
-        if trainer.finished:
-            _export(trainer, folder, label)
+        if trainer.finished and ranks.first:
+            _export(trainer, folder, beginning.label)
         return trainer
+
+
+@dataclasses.dataclass(frozen=True)
+class _Beginning:
+    """How a run begins.
+
+    Attributes:
+        config: what it is.
+        label: what it will say of itself.
+        is_new: whether the folder does not have it yet.
+        has_checkpoint: whether there is one to go on from.
+    """
+
+    config: MetaTrainConfig
+    label: RunLabel
+    is_new: bool
+    has_checkpoint: bool
+
+
+def _begin(
+    folder: RunFolder, config: MetaTrainConfig | None, label: RunLabel | None, *, resume: bool
+) -> _Beginning:
+    """How a run begins in a folder; see :func:`run_meta_training`."""
+    out = folder.path
+    if not folder.holds_run():
+        if config is None or label is None:
+            raise ConfigError(f"{out} holds no run to resume; name a preset to start one")
+        return _Beginning(config, label, is_new=True, has_checkpoint=False)
+    if not resume:
+        raise RunError(f"{out} holds a run; --resume goes on with it")
+    found, found_label = folder.read_config()
+    if config is not None and config != found:
+        other = "; ".join(differences(config, found))
+        raise RunError(f"{out} holds a run with other settings: {other}")
+    if label is not None and label.licence not in (UNSPECIFIED, found_label.licence):
+        raise RunError(f"{out} holds a run with the licence {found_label.licence}")
+    there = (folder / CHECKPOINT).exists()
+    return _Beginning(found, found_label, is_new=False, has_checkpoint=there)
 
 
 def _train(
@@ -189,22 +221,33 @@ def _train(
 ) -> None:
     if trainer.finished:
         return
-    events = _Events(folder / EVENTS, first_step=len(trainer.history) + 1)
+    ranks = trainer.ranks
+    first_step = len(trainer.history) + 1
+    events = _Events(folder / EVENTS, first_step) if ranks.first else None
+
+    def save() -> None:
+        if events is not None:
+            events.flush()  # first: what the checkpoint has behind it never comes again
+        save_checkpoint(folder / CHECKPOINT, trainer)
+
     try:
         with interruption() as stopped:
             saved_at = time.monotonic()
-            while not trainer.finished and not stopped.is_set():
+            stop = stopped.is_set()
+            while not trainer.finished and not stop:
                 record = trainer.meta_step()
-                events.write(record)
+                if events is not None:
+                    events.write(record)
                 progress(record)
-                if time.monotonic() - saved_at >= checkpoint_seconds:
-                    events.flush()  # first: what the checkpoint has behind it never comes again
-                    save_checkpoint(folder / CHECKPOINT, trainer)
+                old = time.monotonic() - saved_at >= checkpoint_seconds
+                stop, due = ranks.any(stopped.is_set(), old)
+                if due:
+                    save()
                     saved_at = time.monotonic()
-            events.flush()
-            save_checkpoint(folder / CHECKPOINT, trainer)
+            save()
     finally:
-        events.close()
+        if events is not None:
+            events.close()
 
 
 class _Events:
@@ -289,20 +332,3 @@ def _curve(history: list[MetaStep]) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150)
     return buffer.getvalue()
-
-
-def source_version() -> str:
-    """The commit of the source that runs, or the package's version where it is installed."""
-    source = Path(__file__)
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(source.parent), *arguments]
-        result = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603
-        return result.stdout.strip()
-
-    try:
-        git("ls-files", "--error-unmatch", source.name)  # an installed copy is in no repository
-        changed = "+changes" if git("status", "--porcelain", "--", "..") else ""
-        return git("rev-parse", "HEAD") + changed
-    except (OSError, subprocess.CalledProcessError):
-        return f"hyperadam {version('hyperadam')}"

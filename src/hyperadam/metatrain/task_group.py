@@ -7,22 +7,27 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hyperadam.tasks import Batch, Task, derive_seed, make_generator, stack_batches
+from hyperadam.tasks import Batch, Task, derive_seed, make_generator, move_batch, stack_batches
 
 
 class TaskGroup:
     """B inner runs side by side, each of N coordinates.
 
     The tasks differ in their batches only (:data:`hyperadam.tasks.Batch`), so one task's loss
-    serves them all: B = 1 calls it as it is, B > 1 under ``torch.func.vmap``.
+    serves them all: B = 1 calls it as it is, B > 1 under ``torch.func.vmap``. All that is random
+    is drawn on the CPU, so that it is the same for every device.
 
     Args:
         tasks: one a run.
         run_seeds: likewise; initial parameters and data order are functions of them.
+        device: where losses are computed.
     """
 
-    def __init__(self, tasks: Sequence[Task], run_seeds: Sequence[int]) -> None:
+    def __init__(
+        self, tasks: Sequence[Task], run_seeds: Sequence[int], device: torch.device
+    ) -> None:
         self.tasks = tasks
+        self.device = device
         self._data_seeds = [derive_seed(seed, "data") for seed in run_seeds]
         inits = [
             task.init_params(make_generator(seed, "params"))
@@ -30,15 +35,16 @@ class TaskGroup:
         ]
         self.initial_BN = torch.stack(
             [torch.cat([value.flatten() for value in params.values()]) for params in inits]
-        )
+        ).to(device)
         self._shapes = {name: value.shape for name, value in inits[0].items()}
 
     def batch(self, step: int) -> Batch:
-        """What :meth:`loss` needs at a step: the task's own batch, or B of them stacked."""
+        """What :meth:`loss` needs at a step, on the device: the task's own batch, or B stacked."""
         batches = [
             task.batch(seed, step) for task, seed in zip(self.tasks, self._data_seeds, strict=True)
         ]
-        return batches[0] if len(batches) == 1 else stack_batches(batches)
+        together = batches[0] if len(batches) == 1 else stack_batches(batches)
+        return move_batch(together, self.device)
 
     def loss(self, params_BN: Tensor, batch: Batch) -> Tensor:
         """Each task's loss, (B,)."""

@@ -8,10 +8,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from hyperadam.errors import ConfigError
 from hyperadam.kernels import differentiable_rule
 from hyperadam.metatrain.config import MetaTrainConfig
 from hyperadam.metatrain.task_group import TaskGroup
 from hyperadam.metatrain.unroll import InnerState, unroll
+from hyperadam.ranks import ALONE, Ranks
 from hyperadam.rule import RuleState
 from hyperadam.tasks import (
     ConvexTask,
@@ -53,24 +55,52 @@ class MetaStep:
 HISTORY_COLUMNS = tuple(field.name for field in dataclasses.fields(MetaStep))
 
 
+def _existing_device(name: str) -> torch.device:
+    """The device of a name, if it is there.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    device = torch.device(name)
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise ConfigError(f"device {name!r} is not there: PyTorch sees {count} CUDA devices")
+    return device
+
+
 class MetaTrainer:
     """Truncated backpropagation through inner runs, one meta-step at a time.
 
     B = ``tasks_per_step`` inner runs are unrolled side by side. All that is random in inner run r
     is a pure function of the seed and r, so the state between two meta-steps is what :meth:`state`
-    returns and nothing else.
+    returns and nothing else. Several processes take equal shares of the B runs, and step with the
+    mean of their meta-gradients; they all hold the same theta.
 
     Args:
         config: the recipe.
         data_dir: where the inner task's data are; see :func:`hyperadam.tasks.load_data`.
+        ranks: the processes.
+
+    Raises:
+        ConfigError: the device is not there, the backend can't serve, or the inner runs of a
+            meta-step can't be shared equally.
     """
 
-    def __init__(self, config: MetaTrainConfig, data_dir: Path | None = None) -> None:
+    def __init__(
+        self, config: MetaTrainConfig, data_dir: Path | None = None, ranks: Ranks = ALONE
+    ) -> None:
+        if config.tasks_per_step % ranks.count:
+            raise ConfigError(
+                f"{ranks.count} processes can't share the inner runs of a meta-step equally: set "
+                f"tasks_per_step, {config.tasks_per_step}, to a multiple of {ranks.count}"
+            )
+        self.ranks = ranks
         self.config = config
         self.base_task = make_task(config.task, data_dir)
-        self.rule = differentiable_rule(config.rule, config.backend)
+        self.device = _existing_device(config.device)
+        self.rule = differentiable_rule(config.rule, config.backend, self.device)
         theta = config.rule.init_theta(make_generator(config.seed, "theta"))
-        self.theta = {name: value.requires_grad_() for name, value in theta.items()}
+        self.theta = {name: value.to(self.device).requires_grad_() for name, value in theta.items()}
         self.meta_optimizer = torch.optim.Adam(
             self.theta.values(), lr=config.meta_lr, weight_decay=config.meta_weight_decay
         )
@@ -98,9 +128,12 @@ class MetaTrainer:
         return SumOfTasks(task, convex)
 
     def _begin_runs(self) -> None:
-        runs = range(self.run, self.run + self.config.tasks_per_step)
+        share = self.config.tasks_per_step // self.ranks.count
+        first = self.run + self.ranks.rank * share
+        runs = range(first, first + share)
         self.run_seeds = [derive_seed(self.config.seed, "inner run", run) for run in runs]
-        self.group = TaskGroup([self.inner_task(seed) for seed in self.run_seeds], self.run_seeds)
+        tasks = [self.inner_task(seed) for seed in self.run_seeds]
+        self.group = TaskGroup(tasks, self.run_seeds, self.device)
         params_BN = self.group.initial_BN
         self.carry = InnerState(params_BN, self.rule.init_state(*params_BN.shape))
 
@@ -126,6 +159,9 @@ class MetaTrainer:
         )
         self.meta_optimizer.zero_grad()
         result.meta_loss.backward()
+        meta_loss, inner_loss, kl = self._mean_over_ranks(
+            result.meta_loss.detach(), result.loss_TB.mean(), result.kl_TB.mean()
+        )
         grad_norm = torch.nn.utils.get_total_norm(
             [value.grad for value in self.theta.values() if value.grad is not None]
         )
@@ -140,9 +176,9 @@ class MetaTrainer:
             index=len(self.history) + 1,
             run=self.run,
             inner_step=steps.stop,
-            meta_loss=float(result.meta_loss.detach()),
-            inner_loss=float(result.loss_TB.mean()),
-            kl=float(result.kl_TB.mean()),
+            meta_loss=meta_loss,
+            inner_loss=inner_loss,
+            kl=kl,
             grad_norm=float(grad_norm),
             applied=applied,
         )
@@ -156,22 +192,39 @@ class MetaTrainer:
                 self._begin_runs()
         return record
 
+    def _mean_over_ranks(self, *losses: Tensor) -> list[float]:
+        """Means of the losses over all processes, and of the meta-gradient, in its place."""
+        if self.ranks.count == 1:
+            return [float(loss) for loss in losses]
+        grads = [value.grad for value in self.theta.values() if value.grad is not None]
+        mean = self.ranks.mean(
+            torch.cat([grad.flatten() for grad in grads] + [torch.stack(losses)])
+        )
+        sizes = [grad.numel() for grad in grads]
+        for grad, piece in zip(grads, mean[: sum(sizes)].split(sizes), strict=True):
+            grad.copy_(piece.view_as(grad))
+        return mean[sum(sizes) :].tolist()
+
     def state(self) -> dict[str, Tensor]:
-        """Everything that the next meta-step depends on, and the history."""
+        """Everything that the next meta-step depends on, and the history; on the CPU.
+
+        The inner runs of all processes are in it: they call this together, and any number of them
+        can go on from it.
+        """
         tensors = {
             "position": torch.tensor([self.run, self.unroll_in_run]),
             "history": torch.tensor(
                 [dataclasses.astuple(record) for record in self.history], dtype=torch.float64
             ).reshape(-1, len(HISTORY_COLUMNS)),
-            "inner.params": self.carry.params_BN,
+            "inner.params": self.ranks.gather(self.carry.params_BN),
         }
         for name, value in self.carry.rule_state.unpack().tensors().items():
-            tensors[f"inner.rule.{name}"] = value
+            tensors[f"inner.rule.{name}"] = value if name == "step" else self.ranks.gather(value)
         for name, value in self.theta.items():
             tensors[f"theta.{name}"] = value.detach()
             for key, moment in self.meta_optimizer.state[value].items():
                 tensors[f"meta_optimizer.{key}.{name}"] = moment
-        return tensors
+        return {name: value.cpu() for name, value in tensors.items()}
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
         """Take up the run where :meth:`state` left it.
@@ -196,22 +249,29 @@ class MetaTrainer:
         with torch.no_grad():
             for name, value in self.theta.items():
                 value.copy_(tensors[f"theta.{name}"])
-        saved: dict[Tensor, dict[str, Tensor]] = {}
-        for name, value in self.theta.items():
+        saved: dict[int, dict[str, Tensor]] = {}
+        for index, name in enumerate(self.theta):
             suffix = f".{name}"
-            saved[value] = {
+            saved[index] = {
                 key.removeprefix("meta_optimizer.").removesuffix(suffix): moment.clone()
                 for key, moment in tensors.items()
                 if key.startswith("meta_optimizer.") and key.endswith(suffix)
             }
-        self.meta_optimizer.state.clear()
-        self.meta_optimizer.state.update({value: state for value, state in saved.items() if state})
+        moments = {index: state for index, state in saved.items() if state}
+        self.meta_optimizer.load_state_dict(self.meta_optimizer.state_dict() | {"state": moments})
         if not self.finished:
             self._begin_runs()
-        # Checkpoints from before there were several tasks have no dimension for them.
         shaped = {
-            name: tensors[f"inner.rule.{name}"].reshape(value.shape)
+            name: self._own_share(tensors[f"inner.rule.{name}"], value)
             for name, value in self.carry.rule_state.unpack().tensors().items()
         }
-        params_BN = tensors["inner.params"].reshape(self.carry.params_BN.shape)
+        params_BN = self._own_share(tensors["inner.params"], self.carry.params_BN)
         self.carry = InnerState(params_BN, self.rule.pack(RuleState(**shaped)))
+
+    def _own_share(self, saved: Tensor, like: Tensor) -> Tensor:
+        """This process's inner runs of a saved tensor."""
+        if like.dim() > 0:
+            # Checkpoints from before there were several tasks have no dimension for them.
+            saved = saved.reshape(self.config.tasks_per_step, *like.shape[1:])
+            saved = saved.narrow(0, self.ranks.rank * len(like), len(like))
+        return saved.reshape(like.shape).to(self.device)

@@ -6,8 +6,7 @@ can be cut by parameter.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -15,22 +14,24 @@ from torch import Tensor
 from hyperadam.errors import OutOfMemoryError
 from hyperadam.kernels import TILE, Lanes, TiledState, TileLayout, lay_out
 from hyperadam.optim.memory import free_memory
+from hyperadam.optim.sharding import local, own_share, spread_like
 from hyperadam.rule import Rule
 
 CPU_ALLOCATOR = "DefaultCPUAllocator"
 """In the message of the RuntimeError that PyTorch raises where the system has no more memory."""
 
 
-def as_real(tensor: Tensor) -> Tensor:
-    """The tensor, a complex one as pairs of real numbers."""
-    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+class Entry(dict[str, Tensor]):
+    """A parameter's entry in ``optimizer.state``: ``step`` and each field of the state, by the
+    names that they have in a state dict, as views of an arena."""
 
 
 class Arena:
     """State and buffers for a list of parameters.
 
     Args:
-        params: the parameters, on one device.
+        params: the parameters, on one device; of a DTensor what lies in this process.
+        device: theirs; there may be no parameter.
         rule: whose state it is.
         dtype: of the computation.
         state_dtype: of the state.
@@ -48,14 +49,15 @@ class Arena:
     def __init__(
         self,
         params: Sequence[Tensor],
+        device: torch.device,
         rule: Rule,
         dtype: torch.dtype,
         state_dtype: torch.dtype,
     ) -> None:
         self.layout = TileLayout.of(rule)
         self.index = {param: number for number, param in enumerate(params)}
-        self.parts = lay_out([as_real(param).numel() for param in params])
-        device = params[0].device
+        self.params = list(params)
+        self.parts = lay_out([local(param).numel() for param in params])
         tiles = sum(part.num_tiles for part in self.parts)
         shape = (tiles, self.layout.num_rows, TILE)
         state_bytes = tiles * self.layout.num_rows * TILE * state_dtype.itemsize
@@ -80,48 +82,53 @@ class Arena:
         log_var = lanes[2] if rule.has_variance else None
         self.lanes = Lanes(lanes[0], lanes[1], log_var, direction=lanes[0])
         self.steps_P = torch.zeros(len(params), dtype=torch.int64, device=device)
-        self._shapes = [as_real(param).shape for param in params]
+        self._shapes = [local(param).shape for param in params]
 
     def view(self, lanes: Tensor, number: int) -> Tensor:
         """A parameter's share of a vector over all lanes, in its shape."""
         return lanes[self.parts[number].lanes].view(self._shapes[number])
 
-    def entry(self, number: int) -> dict[str, Tensor]:
-        """A parameter's entry in ``optimizer.state``: views of the arena."""
-        tiles = self.state.tiles_TRx[self.parts[number].tiles]
-        return {"step": self.steps_P[number], "tiles": tiles}
+    def _tiles(self, number: int) -> Tensor:
+        return self.state.tiles_TRx[self.parts[number].tiles]
+
+    def entry(self, number: int) -> Entry:
+        """A parameter's entry in ``optimizer.state``."""
+        tiles = self._tiles(number)
+        fields = {key: tiles[:, self.layout.rows[f]] for f, key in keys(self.layout).items()}
+        return Entry(step=self.steps_P[number], **fields)
 
     def reset(self, number: int) -> None:
         """Set a parameter's state to that before its first step."""
-        self.entry(number)["tiles"].zero_()
+        self._tiles(number).zero_()
         self.steps_P[number] = 0
         self.state.squares = None
 
-    def load(self, number: int, fields: dict[str, Tensor]) -> None:
-        """Take up a parameter's state from :func:`named`."""
-        part, tiles = self.parts[number], self.entry(number)["tiles"]
+    def load(self, number: int, fields: Mapping[str, Tensor]) -> None:
+        """Take up a parameter's state from :meth:`fields`, or from one over all processes."""
+        param, part = self.params[number], self.parts[number]
         columns = {
-            field: fields[key].reshape(part.count, *self.layout.widths[field])
+            field: own_share(fields[key], param).reshape(part.count, *self.layout.widths[field])
             for field, key in keys(self.layout).items()
         }
-        self.layout.pack(columns, tiles)
+        self.layout.pack(columns, self._tiles(number))
         self.steps_P[number] = fields["step"]
         self.state.squares = None
+
+    def fields(self, number: int) -> dict[str, Tensor]:
+        """A parameter's state in the form of a state dict: ``step``, and each field as a tensor of
+        shape (*param.shape, *width), with memory of its own, a DTensor where the parameter is."""
+        shape = self._shapes[number]
+        found = self.layout.unpack(self._tiles(number), shape.numel())
+        columns = {
+            key: found[field].reshape(*shape, *self.layout.widths[field]).contiguous()
+            for field, key in keys(self.layout).items()
+        }
+        param = self.params[number]
+        return {"step": self.steps_P[number].clone()} | {
+            key: spread_like(values, param) for key, values in columns.items()
+        }
 
 
 def keys(layout: TileLayout) -> dict[str, str]:
     """The rule's names of the state's fields, and their keys in a state dict."""
     return {field: field.rsplit("_", 1)[0] for field in layout.rows}
-
-
-def named(entry: dict[str, Any], param: Tensor, layout: TileLayout) -> dict[str, Tensor]:
-    """A parameter's entry in the form of a state dict: ``step``, and each field of the state as a
-    tensor of shape (*param.shape, *width), with copies of their own."""
-    if "tiles" not in entry:  # loaded, and no step since
-        return entry
-    shape = as_real(param).shape
-    fields = layout.unpack(entry["tiles"], shape.numel())
-    return {"step": entry["step"].clone()} | {
-        key: fields[field].reshape(*shape, *layout.widths[field]).contiguous()
-        for field, key in keys(layout).items()
-    }

@@ -35,8 +35,11 @@ class IsotropicNoise(VariationalHyperAdam):
         assert lanes.log_var is not None
         assert lanes.direction is not None
         sums = [lanes.log_var[part.lanes].double().exp().sum() for part in parts]
-        count = sum(part.count for part in parts)
-        variance = (torch.stack(sums).sum() / max(count, 1)).to(lanes.log_var.dtype)
+        total = torch.stack(sums).sum()
+        pair = torch.stack([total, total.new_full((), sum(part.count for part in parts))])
+        if self._reduce is not None:
+            pair = self._reduce(pair)
+        variance = (pair[0] / pair[1].clamp_min(1)).to(lanes.log_var.dtype)
         for part, step in zip(parts, steps_P, strict=True):
             lanes.log_var[part.lanes] = variance.log()  # where update_distribution looks
             if part.sample:

@@ -14,7 +14,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args, overload
 
 import torch
 from torch import Tensor
@@ -22,16 +22,31 @@ from torch.optim.optimizer import ParamsT
 
 from hyperadam.errors import ConfigError, WeightsError, unknown_name
 from hyperadam.kernels import BACKENDS, Lanes, Part, TileLayout, is_finite, tiled_rule
-from hyperadam.optim.arena import Arena, as_real, keys, named
+from hyperadam.optim.arena import Arena, Entry, keys
+from hyperadam.optim.sharding import (
+    GroupSum,
+    count_everywhere,
+    first_coordinate,
+    is_dtensor,
+    local,
+    own_share,
+    real_shape,
+    spread_like,
+    sum_over_shards,
+)
 from hyperadam.rule import (
     MAX_SEED,
     AdamCandidatesRule,
     Explanation,
+    Reduce,
     RuleState,
     Theta,
     cat_states,
 )
 from hyperadam.weights import Weights, load_weights
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 Nonfinite = Literal["skip", "raise"]
 StateDtype = Literal["float32", "bfloat16"]
@@ -44,7 +59,7 @@ class _Active:
     Attributes:
         key: the parameter.
         group: its parameter group.
-        start: index of its first coordinate among those of all parameters.
+        start: index of its first local coordinate among those of all parameters.
     """
 
     key: Tensor
@@ -83,6 +98,9 @@ class LearnedOptimizer(torch.optim.Optimizer):
     rule_name: ClassVar[str]
     """Name of the rule whose weights the class takes."""
 
+    _step_supports_amp_scaling = True
+    """``GradScaler`` leaves it to :meth:`step` to divide by the scale and to skip overflows."""
+
     def __init__(
         self,
         params: ParamsT,
@@ -95,6 +113,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
         state_dtype: StateDtype = "float32",
         nonfinite: Nonfinite = "skip",
         maximize: bool = False,
+        shard_of: Iterable[Tensor] | None = None,
+        process_group: ProcessGroup | None = None,
         own_defaults: Mapping[str, Any] | None = None,
     ) -> None:
         if not isinstance(weights, Weights):
@@ -112,6 +132,11 @@ class LearnedOptimizer(torch.optim.Optimizer):
         self.state_dtype = state_dtype
         self._skipped = torch.zeros((), dtype=torch.int64)  # on the parameters' device
         self._arena: Arena | None = None
+        self._first: dict[Tensor, int] = {}
+        self._everywhere = None if shard_of is None else list(shard_of)
+        self._process_group = process_group
+        if self._everywhere is None and process_group is not None:
+            raise ConfigError("process_group goes with shard_of: the parameters of all processes")
         defaults = {
             "lr": weights.lr if lr is None else lr,
             "weight_decay": weight_decay,
@@ -123,7 +148,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         super().__init__(params, defaults)
         # Memory is taken here, so that what does not fit fails before the first step.
         trained = [param for param, _, _ in self._numbered_params() if param.requires_grad]
-        devices = {param.device for param in trained}
+        devices = {param.device for param in [*trained, *(self._everywhere or ())]}
         if len(devices) == 1 and torch.device("meta") not in devices:
             self._allocate(trained)
 
@@ -211,17 +236,31 @@ class LearnedOptimizer(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         active = self._active()
-        if active:
+        if active or self._is_spread():  # where others may have something to move
             self._apply(active)
         return loss
 
+    def _is_spread(self) -> bool:
+        """Whether the parameters are spread over processes."""
+        return self._everywhere is not None or any(
+            is_dtensor(param) for group in self.param_groups for param in group["params"]
+        )
+
     def _numbered_params(self) -> Iterator[tuple[Tensor, dict[str, Any], int]]:
-        """Each parameter with its group and its first coordinate's index."""
-        start = 0
-        for group in self.param_groups:
-            for param in group["params"]:
-                yield param, group, start
-                start += as_real(param).numel()
+        """Each parameter with its group and its first local coordinate's index."""
+        pairs = [(param, group) for group in self.param_groups for param in group["params"]]
+        everywhere = self._everywhere
+        starts: dict[Tensor, int] = {}
+        end = 0
+        for param in [param for param, _ in pairs] if everywhere is None else everywhere:
+            starts[param] = end
+            end += count_everywhere(param)
+        for param, group in pairs:
+            if param not in starts:
+                raise ConfigError("a parameter of this optimizer is not among those of shard_of")
+            if param not in self._first:
+                self._first[param] = first_coordinate(param)
+            yield param, group, starts[param] + self._first[param]
 
     def _active(self) -> list[_Active]:
         active = [
@@ -230,11 +269,16 @@ class LearnedOptimizer(torch.optim.Optimizer):
             if param.grad is not None
         ]
         for each in active:
-            grad = each.key.grad
-            assert grad is not None
+            grad: Any = each.key.grad
             if grad.layout != torch.strided:
                 raise RuntimeError(
                     f"{type(self).__name__} does not support sparse gradients; got {grad.layout}"
+                )
+            spread = grad.placements if is_dtensor(grad) else None
+            if spread != getattr(each.key, "placements", None):
+                raise RuntimeError(
+                    f"a gradient is spread over processes as {spread}, its parameter as "
+                    f"{getattr(each.key, 'placements', None)}"
                 )
         return active
 
@@ -242,26 +286,38 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
     def _allocate(self, params: list[Tensor]) -> None:
         """Make an arena for these parameters, with the state that they have."""
-        device = self._only_device(params)
-        dtype = self._compute_dtype(params)
+        device = self._only_device([*params, *(self._everywhere or ())])
+        dtype = self._compute_dtype(self._everywhere or params)
+        self._reduce = self._reduction(params)
         state_dtype = torch.bfloat16 if self.state_dtype == "bfloat16" else dtype
         if state_dtype == torch.bfloat16 and dtype != torch.float32:
             raise ConfigError("state_dtype='bfloat16' does not go with parameters of float64")
         rule = self.weights.rule
         theta = self._theta(device, dtype)
         tiled = tiled_rule(rule, theta, backend=self.backend, state_dtype=state_dtype)
-        if not any(self.state.get(param) for param in params):
-            self._arena = None  # nothing in it is needed: its memory is free for the new one
-        arena = Arena(params, rule, dtype, state_dtype)
+        old = self._arena
+        if old is not None and not bool(old.steps_P.any()):
+            # Nothing in it is needed: its memory is free for the new one.
+            old = self._arena = None
+            for param in [key for key, entry in self.state.items() if isinstance(entry, Entry)]:
+                del self.state[param]
+        arena = Arena(params, device, rule, dtype, state_dtype)
         for param, number in arena.index.items():
-            saved = self.state.get(param)
-            if saved:
-                arena.load(number, named(saved, param, arena.layout))
-                self.state[param] = arena.entry(number)
+            entry = self.state.get(param)
+            if entry:
+                arena.load(number, self._fields(param, entry))
+            # Also before the first step, or torch.distributed.checkpoint would make one.
+            self.state[param] = arena.entry(number)
         self._arena, self._tiled_rule = arena, tiled
         self._skipped = self._skipped.to(device)
         self._parts_key: tuple[Any, ...] = ()
         self._stepped: set[Tensor] = set()
+
+    def _reduction(self, params: Iterable[Tensor]) -> Reduce | None:
+        """How to sum over all processes; None where each has all parameters."""
+        if self._everywhere is None:
+            return sum_over_shards(params)
+        return GroupSum(self._process_group)
 
     def _only_device(self, params: Iterable[Tensor]) -> torch.device:
         devices = {param.device for param in params}
@@ -287,7 +343,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         arena = self._arena
         if arena is not None and all(each.key in arena.index for each in active):
             same_device = all(each.key.device == arena.steps_P.device for each in active)
-            dtype = self._compute_dtype(arena.index)
+            dtype = self._compute_dtype(self._everywhere or arena.index)
             if same_device and dtype == arena.lanes.grad.dtype:
                 return arena
         arena = None  # or it would outlive what _allocate gives up
@@ -330,45 +386,84 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
     def _apply(self, active: list[_Active]) -> None:
         arena = self._arena_for(active)
-        new = [each.key for each in active if not self.state.get(each.key)]
-        for param in new:  # before its first step, or dropped by the user
-            arena.reset(arena.index[param])
+        for each in active:
+            self._take_up(arena, each.key)
+        if not active:
+            self._take_part(arena)
+            return
         parts = self._parts(arena, active)
         directions = [arena.view(arena.lanes.grad, arena.index[each.key]) for each in active]
         self._gather(active, directions)
         steps_P = arena.steps_P[self._active_numbers] + 1
         with torch.autocast(steps_P.device.type, enabled=False):  # a user's may be around step()
-            finite = self._tiled_rule.step(arena.state, parts, steps_P, arena.lanes)
-        if self.nonfinite == "raise" and not bool(finite):
-            self._raise_nonfinite(active)
-        on_cpu = finite.device.type == "cpu"
-        if on_cpu and not bool(finite):
-            self._skip()
+            finite = self._tiled_rule.step(arena.state, parts, steps_P, arena.lanes, self._reduce)
+        if self._stopped_by(finite, active):
             return
+        on_cpu = finite.device.type == "cpu"
         self._redirect(arena.lanes, parts, steps_P)
         if not on_cpu:  # without waiting for the device: where it is not finite, a direction of 0
             self._skipped += ~finite
             arena.lanes.grad.masked_fill_(~finite, 0)
-        for param in new:
-            self.state[param] = arena.entry(arena.index[param])
         arena.steps_P.index_add_(0, self._active_numbers, finite.to(torch.int64).expand(len(parts)))
         self._move(active, directions, finite)
         self._stepped.update(each.key for each in active)
 
+    def _take_up(self, arena: Arena, param: Tensor) -> None:
+        """Have the arena agree with a parameter's entry, where that was changed from outside."""
+        entry = self.state.get(param)
+        if isinstance(entry, Entry):
+            return
+        number = arena.index[param]
+        if entry:  # as ZeroRedundancyOptimizer loads it
+            arena.load(number, entry)
+        else:  # dropped
+            arena.reset(number)
+        self.state[param] = arena.entry(number)
+
+    def _take_part(self, arena: Arena) -> None:
+        """The sums of a step in which this process has nothing to move, and others may have."""
+        nothing = (Part(0, 0),)
+        steps_P = torch.ones(1, dtype=torch.int64, device=arena.steps_P.device)
+        finite = self._tiled_rule.step(arena.state, nothing, steps_P, arena.lanes, self._reduce)
+        if self._stopped_by(finite, []):
+            return
+        self._redirect(arena.lanes, nothing, steps_P)
+        if finite.device.type != "cpu":
+            self._skipped += ~finite
+
+    def _stopped_by(self, finite: Tensor, active: list[_Active]) -> bool:
+        """Whether the step is not to be taken, as far as that is known without a GPU's answer."""
+        expected = getattr(self, "found_inf", None) is not None  # GradScaler deals with it
+        if self.nonfinite == "raise" and not expected and not bool(finite):
+            self._raise_nonfinite(active)
+        if finite.device.type != "cpu" or bool(finite):
+            return False
+        self._skip(warn=not expected)
+        return True
+
     def _redirect(self, lanes: Lanes, parts: Sequence[Part], steps_P: Tensor) -> None:
         """Where a subclass can change the rule's directions in place before they are applied."""
 
-    @staticmethod
-    def _gather(active: list[_Active], lanes: list[Tensor]) -> None:
-        """The gradients to descend, with the L2 penalty's where that is asked for."""
-        grads = [each.key.grad for each in active]
-        torch._foreach_copy_(lanes, [as_real(grad) for grad in grads if grad is not None])
+    def _gather(self, active: list[_Active], lanes: list[Tensor]) -> None:
+        """The gradients to descend, with the L2 penalty's where that is asked for.
+
+        Those that a ``GradScaler`` has scaled are divided by ``grad_scale``; where it has found
+        an infinity in any of them (``found_inf``), they count as not finite, without a look at it
+        that would wait for a GPU.
+        """
+        torch._foreach_copy_(lanes, [local(each.key.grad) for each in active])
+        scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
+        if scale is not None:
+            torch._foreach_mul_(lanes, scale.double().reciprocal().to(lanes[0]))
+        if found_inf is not None:
+            bad = torch.where(found_inf.to(lanes[0]) > 0, math.nan, 0.0)
+            torch._foreach_add_(lanes, bad)
         for each, lane in zip(active, lanes, strict=True):
             if each.group["maximize"]:
                 lane.neg_()
             decay = each.group["weight_decay"]
             if decay != 0 and not each.group["decoupled_weight_decay"]:
-                lane.add_(as_real(each.key) * decay)
+                lane.add_(local(each.key) * decay)
 
     @staticmethod
     def _move(active: list[_Active], directions: list[Tensor], finite: Tensor) -> None:
@@ -376,7 +471,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         in_place: dict[float, tuple[list[Tensor], list[Tensor]]] = {}
         for each, direction in zip(active, directions, strict=True):
             lr, decay = each.group["lr"], each.group["weight_decay"]
-            param = as_real(each.key)
+            param = local(each.key)
             value = param.to(direction.dtype)
             if decay != 0 and each.group["decoupled_weight_decay"]:
                 value = value * (1 - lr * decay * finite)
@@ -396,7 +491,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
             each.key
             for each in active
             if each.key.grad is not None
-            and not bool(is_finite(as_real(each.key.grad).to(self._compute_dtype(active_params))))
+            and not bool(is_finite(local(each.key.grad).to(self._compute_dtype(active_params))))
         ]
         first = f"of shape {tuple(bad[0].shape)} " if bad else ""
         raise RuntimeError(
@@ -404,15 +499,15 @@ class LearnedOptimizer(torch.optim.Optimizer):
             f"be squared ({len(bad)} parameters in all)"
         )
 
-    def _skip(self) -> None:
+    def _skip(self, *, warn: bool) -> None:
         self._skipped += 1
-        if self.skipped_steps == 1:
+        if warn and self.skipped_steps == 1:
             warnings.warn(
                 "a gradient holds NaN or infinity, or a number too large to be squared: this step "
                 "is skipped, parameters and state stay as they are; later ones are skipped without "
                 "a word and counted in optimizer.skipped_steps",
                 RuntimeWarning,
-                stacklevel=6,
+                stacklevel=7,
             )
 
     # -- looking inside -------------------------------------------------------------------------
@@ -436,6 +531,9 @@ class LearnedOptimizer(torch.optim.Optimizer):
         Raises:
             ValueError: the rule has no candidate directions.
             RuntimeError: a sparse gradient, or parameters on several devices.
+
+        Where parameters are spread over processes, all of them have to call it, and each sees its
+        own coordinates.
         """
         rule = self.weights.rule
         if not isinstance(rule, AdamCandidatesRule):
@@ -445,7 +543,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
             return {}
         trained = self._trained(active)
         device, dtype = self._only_device(trained), self._compute_dtype(trained)
-        params = [as_real(each.key) for each in active]
+        params = [local(each.key) for each in active]
         lanes = [torch.empty(param.shape, dtype=dtype, device=device) for param in params]
         self._gather(active, lanes)
         grad_N = torch.cat([lane.flatten() for lane in lanes])
@@ -453,7 +551,9 @@ class LearnedOptimizer(torch.optim.Optimizer):
         sizes = [param.numel() for param in params]
         state = cat_states(states, sizes)
         with torch.autocast(device.type, enabled=False):
-            whole = rule.explain(self._theta(device, dtype), state, grad_N)
+            whole = rule.explain(
+                self._theta(device, dtype), state, grad_N, self._reduction(trained)
+            )
         pieces: list[dict[str, Tensor]] = [{} for _ in params]
         for name, values in vars(whole).items():
             if values is not None:
@@ -464,30 +564,31 @@ class LearnedOptimizer(torch.optim.Optimizer):
     def _rule_state(self, param: Tensor, dtype: torch.dtype) -> RuleState:
         """A parameter's state in the rule's own form, a copy."""
         layout = TileLayout.of(self.weights.rule)
-        count = as_real(param).numel()
+        count = local(param).numel()
         state = self.weights.rule.init_state(count, dtype=dtype, device=param.device)
         entry = self.state.get(param)
         if not entry:
             return state
-        fields = named(entry, param, layout)
+        fields = self._fields(param, entry)
         columns = {
-            field: fields[key].reshape(count, *layout.widths[field]).to(dtype)
+            field: own_share(fields[key], param).reshape(count, *layout.widths[field]).to(dtype)
             for field, key in keys(layout).items()
         }
         return dataclasses.replace(state, step=fields["step"].to(param.device), **columns)
 
     # -- state ----------------------------------------------------------------------------------
 
+    def _fields(self, param: Tensor, entry: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A parameter's state in the form of a state dict, from its entry in ``self.state``."""
+        if not isinstance(entry, Entry):  # loaded, and no step since
+            return entry
+        assert self._arena is not None
+        return self._arena.fields(self._arena.index[param])
+
     def _named_state(self) -> defaultdict[Tensor, Any]:
-        """``self.state`` with each parameter's tensors by name, as state dicts have them."""
-        layout = TileLayout.of(self.weights.rule)
-        return defaultdict(
-            dict,
-            {
-                param: named(entry, param, layout) if entry else entry
-                for param, entry in self.state.items()
-            },
-        )
+        """``self.state`` in the form of a state dict."""
+        found = {param: self._fields(param, entry) for param, entry in self.state.items()}
+        return defaultdict(dict, found)
 
     def state_dict(self) -> dict[str, Any]:
         """The state as ``torch.optim`` has it: for each parameter the number of its ``step`` and
@@ -559,10 +660,10 @@ class LearnedOptimizer(torch.optim.Optimizer):
         params = [param for group in self.param_groups for param in group["params"]]
         for key, param in zip(keys, params, strict=True):
             if key in states:
-                self._check_param_state(states[key], as_real(param), require)
+                self._check_param_state(states[key], real_shape(param), require)
 
     def _check_param_state(
-        self, saved: object, param: Tensor, require: Callable[[bool, str], None]
+        self, saved: object, shape: tuple[int, ...], require: Callable[[bool, str], None]
     ) -> None:
         """Refuse what is not one parameter's state; an empty one is of no step yet."""
         tensors = isinstance(saved, dict) and all(isinstance(t, Tensor) for t in saved.values())
@@ -571,17 +672,17 @@ class LearnedOptimizer(torch.optim.Optimizer):
         if not saved:
             return
         layout = TileLayout.of(self.weights.rule)
-        shapes = {key: (*param.shape, *layout.widths[field]) for field, key in keys(layout).items()}
+        shapes = {key: (*shape, *layout.widths[field]) for field, key in keys(layout).items()}
         shapes["step"] = ()
         require(
             set(saved) == set(shapes),
             f"a parameter's state holds {sorted(map(str, saved))}, expected {sorted(shapes)}",
         )
-        for name, shape in shapes.items():
+        for name, expected in shapes.items():
             require(
-                tuple(saved[name].shape) == shape,
-                f"{name} has shape {tuple(saved[name].shape)}, expected {shape} for a parameter "
-                f"of shape {tuple(param.shape)}",
+                tuple(saved[name].shape) == expected,
+                f"{name} has shape {tuple(saved[name].shape)}, expected {expected} for a "
+                f"parameter of shape {shape}",
             )
             if name == "step":
                 require(
@@ -592,19 +693,30 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 require(saved[name].is_floating_point(), f"{name} is {saved[name].dtype}")
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = ("weights", "nonfinite", "backend", "state_dtype", "_skipped")
+        kept = (
+            "weights",
+            "nonfinite",
+            "backend",
+            "state_dtype",
+            "_skipped",
+            "_everywhere",
+            "_process_group",
+        )
         state = super().__getstate__() | {name: getattr(self, name) for name in kept}
         return state | {"state": self._named_state()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._arena = None  # made from the state at the next step
+        self._first = {}
         self.state = defaultdict(dict)  # it holds the arena's memory
         for param, saved in state["state"].items():
             if isinstance(saved, _Verbatim):
                 state["state"][param] = {
                     name: value.detach().clone()
                     if name == "step"
-                    else value.detach().to(param.device, copy=True)
+                    else spread_like(
+                        own_share(value.detach(), param).to(param.device, copy=True), param
+                    )
                     for name, value in saved.saved.items()
                 }
         super().__setstate__(state)

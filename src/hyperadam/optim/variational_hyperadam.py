@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,6 +14,9 @@ from torch.optim.optimizer import ParamsT
 from hyperadam.optim.learned_optimizer import LearnedOptimizer, Nonfinite, StateDtype
 from hyperadam.rule import VariationalHyperAdamRule
 from hyperadam.weights import Weights
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 class VariationalHyperAdam(LearnedOptimizer):
@@ -47,6 +52,10 @@ class VariationalHyperAdam(LearnedOptimizer):
             and state as they are, counts in ``skipped_steps`` and, on a CPU, warns once; a GPU
             only counts, since a warning would have to wait for it. ``"raise"`` raises.
         maximize: ascend in place of descend.
+        shard_of: with ``ZeroRedundancyOptimizer``, which gives each process some of the
+            parameters: those of all processes, in the model's order (``docs/distributed.md``).
+            DTensors, as FSDP2 makes them, need nothing.
+        process_group: those processes; None: all.
 
     Raises:
         ValueError: an empty parameter list, a hyperparameter out of range, unknown or damaged
@@ -82,6 +91,8 @@ class VariationalHyperAdam(LearnedOptimizer):
         state_dtype: StateDtype = "float32",
         nonfinite: Nonfinite = "skip",
         maximize: bool = False,
+        shard_of: Iterable[Tensor] | None = None,
+        process_group: ProcessGroup | None = None,
     ) -> None:
         super().__init__(
             params,
@@ -93,6 +104,8 @@ class VariationalHyperAdam(LearnedOptimizer):
             state_dtype=state_dtype,
             nonfinite=nonfinite,
             maximize=maximize,
+            shard_of=shard_of,
+            process_group=process_group,
             own_defaults={"sample": sample, "seed": seed},
         )
 

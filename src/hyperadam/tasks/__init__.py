@@ -11,6 +11,8 @@ from hyperadam.tasks.base import (
     Task,
     derive_seed,
     make_generator,
+    map_batches,
+    move_batch,
     stack_batches,
 )
 from hyperadam.tasks.catalogue import TASKS, TaskEntry, check_task_name, make_task, match_tasks
@@ -63,6 +65,8 @@ __all__ = [
     "load_data",
     "make_generator",
     "make_task",
+    "map_batches",
     "match_tasks",
+    "move_batch",
     "stack_batches",
 ]

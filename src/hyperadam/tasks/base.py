@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -21,14 +21,24 @@ scales) is in their batches, so the loss of one, with ``torch.func.vmap``, serve
 """
 
 
-def stack_batches(batches: Sequence[Batch]) -> Batch:
-    """Batches of one form as one batch, whose tensors have a new first dimension."""
+def map_batches(function: Callable[..., Tensor], *batches: Batch) -> Batch:
+    """``function`` of the tensors in the same place of batches of one form, as one such batch."""
     first = batches[0]
     if isinstance(first, Tensor):
-        return torch.stack(list(batches))
+        return function(*batches)
     if isinstance(first, dict):
-        return {key: stack_batches([batch[key] for batch in batches]) for key in first}
-    return type(first)(stack_batches(values) for values in zip(*batches, strict=True))
+        return {key: map_batches(function, *(batch[key] for batch in batches)) for key in first}
+    return type(first)(map_batches(function, *parts) for parts in zip(*batches, strict=True))
+
+
+def stack_batches(batches: Sequence[Batch]) -> Batch:
+    """Batches of one form as one batch, whose tensors have a new first dimension."""
+    return map_batches(lambda *tensors: torch.stack(tensors), *batches)
+
+
+def move_batch(batch: Batch, device: torch.device) -> Batch:
+    """A batch on a device."""
+    return map_batches(lambda tensor: tensor.to(device, non_blocking=True), batch)
 
 
 class Task(Protocol):

@@ -1,0 +1,130 @@
+"""The processes that work on one command together, as ``torchrun`` starts them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from hyperadam.errors import HyperAdamError
+
+T = TypeVar("T")
+
+
+class Ranks:
+    """One process alone; :class:`GroupRanks` is one of several.
+
+    Attributes:
+        rank: the number of this process, from 0. The first one writes files and talks.
+        count: how many there are.
+    """
+
+    rank = 0
+    count = 1
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+    def mean(self, vector: Tensor) -> Tensor:
+        """Mean of a vector over all processes, the same bits in each."""
+        return vector
+
+    def gather(self, share_B: Tensor) -> Tensor:
+        """All processes' shares of a tensor, joined along the first dimension in their order."""
+        return share_B
+
+    def any(self, *flags: bool) -> tuple[bool, ...]:
+        """Whether any process says so, for each question."""
+        return flags
+
+    def agree(self, decide: Callable[[], T]) -> T:
+        """What the first process decides. Its error is raised in all."""
+        return decide()
+
+
+ALONE = Ranks()
+
+
+class GroupRanks(Ranks):
+    """One of the processes of torch.distributed's default group.
+
+    Args:
+        device: where tensors are that are sent: the CPU for gloo, this process's GPU for NCCL.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        from torch import distributed
+
+        self.rank = distributed.get_rank()
+        self.count = distributed.get_world_size()
+        self.device = device
+
+    def mean(self, vector: Tensor) -> Tensor:
+        from torch import distributed
+
+        total = vector.to(self.device, copy=True)
+        distributed.all_reduce(total)
+        return (total / self.count).to(vector.device)
+
+    def gather(self, share_B: Tensor) -> Tensor:
+        from torch import distributed
+
+        share_B = share_B.to(self.device).contiguous()
+        shares = [torch.empty_like(share_B) for _ in range(self.count)]
+        distributed.all_gather(shares, share_B)
+        return torch.cat(shares)
+
+    def any(self, *flags: bool) -> tuple[bool, ...]:
+        from torch import distributed
+
+        answers = torch.tensor(flags, dtype=torch.int32, device=self.device)
+        distributed.all_reduce(answers, distributed.ReduceOp.MAX)
+        return tuple(bool(answer) for answer in answers.tolist())
+
+    def agree(self, decide: Callable[[], T]) -> T:
+        from torch import distributed
+
+        decided: list[tuple[T | None, Exception | None] | None] = [None]
+        failure = None
+        if self.first:
+            try:
+                decided = [(decide(), None)]
+            except (HyperAdamError, OSError) as caught:
+                failure = caught
+                decided = [(None, type(caught)(str(caught)))]
+        distributed.broadcast_object_list(decided, src=0, device=self.device)
+        assert decided[0] is not None
+        value, error = decided[0]
+        if failure is not None:
+            raise failure
+        if error is not None:
+            raise error
+        return value  # type: ignore[return-value]
+
+
+@contextlib.contextmanager
+def launched_ranks(device: str = "cpu") -> Iterator[Ranks]:
+    """The processes that ``torchrun`` started, one of which this is; else this one alone.
+
+    Args:
+        device: what they compute on: ``"cpu"`` or ``"cuda"``, of which each takes the one of its
+            number on its machine.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ:  # torchrun sets it
+        yield ALONE
+        return
+    from torch import distributed
+
+    on_gpu = device != "cpu"
+    if on_gpu:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    distributed.init_process_group("nccl" if on_gpu else "gloo")
+    try:
+        yield GroupRanks(torch.device(device if on_gpu else "cpu"))
+    finally:
+        distributed.destroy_process_group()

@@ -1,0 +1,248 @@
+"""What the processes of a pool do, and the same in one process."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+import torch.nn.functional as F
+from torch import distributed, nn
+from torch.distributed import checkpoint
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+    set_state_dict,
+)
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from hyperadam import VariationalHyperAdam
+from hyperadam.errors import ConfigError
+
+BATCH = 24
+LR = 1e-3
+
+
+def make_model(dtype=torch.float64):
+    """Rows that neither 2 nor 4 divides, and a layer of which some ranks have none."""
+    generator = torch.Generator().manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 13), nn.Tanh(), nn.Linear(13, 9), nn.Tanh(), nn.Linear(9, 3))
+    with torch.no_grad():
+        for param in model.parameters():
+            param.copy_(torch.randn(param.shape, generator=generator) / 3)
+    return model.to(dtype)
+
+
+def batch(step, dtype, rank=0, size=1):
+    """A rank's share of a step's batch."""
+    generator = torch.Generator().manual_seed(1000 + step)
+    x = torch.randn(BATCH, 6, generator=generator)
+    y = x[:, :3].sin() + x[:, 3:].roll(1, 1)
+    share = slice(rank * BATCH // size, (rank + 1) * BATCH // size)
+    return x[share].to(dtype), y[share].to(dtype)
+
+
+def train(model, optimizer, steps, rank=0, size=1, dtype=torch.float64):
+    for step in steps:
+        x, y = batch(step, dtype, rank, size)
+        optimizer.zero_grad()
+        F.mse_loss(model(x), y).backward()
+        optimizer.step()
+
+
+def whole(tensor):
+    """A tensor's numbers over all processes."""
+    full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return full.detach().clone()
+
+
+def params_of(model):
+    return [whole(param) for param in model.parameters()]
+
+
+def alone(steps, dtype=torch.float64, **settings):
+    """The parameters after so many steps in one process."""
+    model = make_model(dtype)
+    optimizer = VariationalHyperAdam(model.parameters(), lr=LR, **settings)
+    train(model, optimizer, range(steps), dtype=dtype)
+    return params_of(model)
+
+
+def mesh_of(size, replicas=1):
+    if replicas == 1:
+        return init_device_mesh("cpu", (size,))
+    return init_device_mesh("cpu", (replicas, size // replicas), mesh_dim_names=("r", "s"))
+
+
+def make_sharded(size, replicas=1, dtype=torch.float64, layers=True, **settings):
+    """The model under fully_shard, and its optimizer."""
+    model, mesh = make_model(dtype), mesh_of(size, replicas)
+    if layers:
+        for layer in model:
+            if isinstance(layer, nn.Linear):
+                fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    return model, VariationalHyperAdam(model.parameters(), lr=LR, **settings)
+
+
+class CountedReductions:
+    """Counts calls of all_reduce."""
+
+    def __enter__(self):
+        self.calls, self.real = 0, distributed.all_reduce
+        distributed.all_reduce = self
+        return self
+
+    def __call__(self, *arguments, **settings):
+        self.calls += 1
+        return self.real(*arguments, **settings)
+
+    def __exit__(self, *_):
+        distributed.all_reduce = self.real
+
+
+def ddp(rank, size, steps):
+    model = DistributedDataParallel(make_model(torch.float32))
+    optimizer = VariationalHyperAdam(model.parameters(), lr=LR)
+    train(model, optimizer, range(steps), rank, size, torch.float32)
+    return params_of(model), optimizer.state_dict()["state"]
+
+
+def fsdp(rank, size, steps, replicas, dtype, settings):
+    model, optimizer = make_sharded(size, replicas, dtype, **settings)
+    train(model, optimizer, range(steps), rank, size, dtype)
+    params, weight = params_of(model), model[4].weight
+    with CountedReductions() as counted:
+        optimizer.step()
+    state = {
+        name: (tuple(value.shape), len(value.to_local()), value.placements)
+        for name, value in optimizer.state_dict()["state"][4].items()
+        if name != "step"
+    }
+    return {
+        "params": params,
+        "rows": len(weight.to_local()),
+        "reductions": counted.calls,
+        "state": state,
+        "placements": weight.placements,
+    }
+
+
+def one_bad_gradient(rank, size):
+    model, optimizer = make_sharded(size)
+    train(model, optimizer, range(2), rank, size)
+    before = params_of(model)
+    x, y = batch(2, torch.float64, rank, size)
+    optimizer.zero_grad()
+    F.mse_loss(model(x), y).backward()
+    if rank == size - 1:
+        model[0].weight.grad.to_local()[0, 0] = torch.nan
+    optimizer.step()
+    same = all(torch.equal(a, b) for a, b in zip(before, params_of(model), strict=True))
+    return same, optimizer.skipped_steps
+
+
+def make_zero(model, **settings):
+    from torch.distributed.optim import ZeroRedundancyOptimizer  # it warns of itself
+
+    optimizer_class = functools.partial(
+        VariationalHyperAdam, shard_of=list(model.parameters()), **settings
+    )
+    return ZeroRedundancyOptimizer(model.parameters(), optimizer_class=optimizer_class, lr=LR)
+
+
+def zero(rank, size, steps, settings):
+    model = DistributedDataParallel(make_model())
+    optimizer = make_zero(model, **settings)
+    train(model, optimizer, range(steps), rank, size)
+    own = sum(param.numel() for group in optimizer.optim.param_groups for param in group["params"])
+    return params_of(model), own
+
+
+def zero_resumed(rank, size, first, steps):
+    model = DistributedDataParallel(make_model())
+    optimizer = make_zero(model)
+    train(model, optimizer, range(first), rank, size)
+    optimizer.consolidate_state_dict(to=0)
+    saved = [optimizer.state_dict() if rank == 0 else None]
+    distributed.broadcast_object_list(saved, src=0)
+    names = sorted(saved[0]["state"][0])
+    resumed = make_zero(model)
+    resumed.load_state_dict(saved[0])
+    train(model, resumed, range(first, steps), rank, size)
+    return params_of(model), names
+
+
+def save(rank, size, folder, first):
+    """Some steps, and a checkpoint of model and optimizer."""
+    model, optimizer = make_sharded(size)
+    train(model, optimizer, range(first), rank, size)
+    state = dict(zip(("model", "optimizer"), get_state_dict(model, optimizer), strict=True))
+    checkpoint.save(state, checkpoint_id=folder)
+
+
+def resume(rank, size, folder, first, steps):
+    """From a checkpoint on; whatever the optimizer held before is gone."""
+    model, optimizer = make_sharded(size) if size > 1 else (make_model(), None)
+    if optimizer is None:
+        optimizer = VariationalHyperAdam(model.parameters(), lr=LR)
+    fresh = params_of(model)
+    state = dict(zip(("model", "optimizer"), get_state_dict(model, optimizer), strict=True))
+    untouched = all(torch.equal(a, b) for a, b in zip(fresh, params_of(model), strict=True))
+    counts = [int(entry["step"]) for entry in optimizer.state_dict()["state"].values()]
+    checkpoint.load(state, checkpoint_id=folder, no_dist=size == 1)
+    set_state_dict(
+        model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"]
+    )
+    train(model, optimizer, range(first, steps), rank, size)
+    return params_of(model), untouched and set(counts) == {0}
+
+
+def resume_whole(rank, size, first, steps, options):
+    """By state dicts of whole tensors, or of flattened names."""
+    model, optimizer = make_sharded(size)
+    train(model, optimizer, range(first), rank, size)
+    options = StateDictOptions(**options)
+    weights, state = get_state_dict(model, optimizer, options=options)
+    new, resumed = make_sharded(size)
+    set_model_state_dict(new, weights, options=options)
+    set_optimizer_state_dict(new, resumed, state, options=options)
+    train(new, resumed, range(first, steps), rank, size)
+    return params_of(new)
+
+
+def refusals(rank, size):
+    """The messages for parameters that can't be served."""
+    found = []
+    mesh = mesh_of(size)
+    columns = distribute_tensor(torch.ones(4, 4), mesh, [Shard(1)])
+    rows = distribute_tensor(torch.ones(4, 4), mesh, [Shard(0)])
+    for params in (
+        [columns],
+        [rows, torch.ones(3)],
+        [rows, distribute_tensor(torch.ones(3), mesh)],
+    ):
+        try:
+            VariationalHyperAdam([nn.Parameter(param) for param in params])
+        except ConfigError as error:
+            found.append(str(error))
+        else:
+            found.append("")
+    return found
+
+
+def replicated(rank, size):
+    """Tensors that lie whole in every process need no sums."""
+    param = nn.Parameter(distribute_tensor(torch.ones(5), mesh_of(size)))
+    optimizer = VariationalHyperAdam([param])
+    param.grad = torch.ones_like(param)
+    with CountedReductions() as counted:
+        optimizer.step()
+    plain = torch.ones(5, requires_grad=True)
+    plain.grad = torch.ones(5)
+    VariationalHyperAdam([plain]).step()
+    return counted.calls, torch.equal(whole(param), plain.detach())

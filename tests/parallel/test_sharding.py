@@ -1,0 +1,113 @@
+"""Parameters spread over gloo processes: the trajectory of one process, and its checkpoints."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from parallel import jobs
+
+F32, F64 = torch.float32, torch.float64
+STEPS = 12
+
+
+@pytest.fixture(scope="module")
+def one_process():
+    return jobs.alone(STEPS)
+
+
+def assert_close(params, expected, tolerance=1e-9):
+    for one, other in zip(params, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
+
+
+def test_ddp_replicas_stay_bitwise_equal(pools):
+    (first, state), (second, other_state) = pools[2].run(jobs.ddp, 200)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    for number, fields in state.items():
+        for name, value in fields.items():
+            assert torch.equal(value, other_state[number][name]), name
+    assert int(state[0]["step"]) == 200
+    assert all(param.isfinite().all() for param in first)
+
+
+@pytest.mark.parametrize(("size", "replicas"), [(2, 1), (4, 1), (4, 2)])
+def test_fsdp_and_hsdp_are_one_process(pools, one_process, size, replicas):
+    results = pools[size].run(jobs.fsdp, STEPS, replicas, F64, {})
+    for found in results:
+        assert_close(found["params"], one_process)
+        assert found["reductions"] == 2
+        for shape, rows, placements in found["state"].values():
+            assert (shape[:2], rows, placements) == ((3, 9), found["rows"], found["placements"])
+    rows = [found["rows"] for found in results]
+    assert sum(rows) == 3 * replicas
+    assert (0 in rows) == (size // replicas == 4)
+
+
+def test_fsdp_by_the_reference(pools):
+    for found in pools[2].run(jobs.fsdp, 4, 1, F64, {"backend": "reference"}):
+        assert_close(found["params"], jobs.alone(4))
+        assert found["reductions"] == 2
+
+
+def test_fsdp_in_single_precision(pools):
+    """The rule amplifies roundings (docs/method.md): 1e-4 of a run of a dozen steps."""
+    expected = jobs.alone(STEPS, F32)
+    for found in pools[4].run(jobs.fsdp, STEPS, 1, F32, {}):
+        assert_close(found["params"], expected, 1e-4)
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_zero_is_one_process(pools, one_process, size):
+    results = pools[size].run(jobs.zero, STEPS, {})
+    for params, _ in results:
+        assert_close(params, one_process)
+    assert len({own for _, own in results}) > 1
+
+
+def test_zero_resumes(pools, one_process):
+    for params, fields in pools[2].run(jobs.zero_resumed, 5, STEPS):
+        assert_close(params, one_process)
+        assert "step" in fields
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_one_bad_gradient_stops_all(pools, size):
+    assert pools[size].run(jobs.one_bad_gradient) == [(True, 1)] * size
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_a_checkpoint_of_four_goes_on_in_two_and_in_one(pools, one_process, tmp_path):
+    pools[4].run(jobs.save, tmp_path / "saved", 5)
+    results = pools[4].run(jobs.resume, tmp_path / "saved", 5, STEPS)
+    results += pools[2].run(jobs.resume, tmp_path / "saved", 5, STEPS)
+    results.append(jobs.resume(0, 1, tmp_path / "saved", 5, STEPS))
+    for params, untouched in results:
+        assert_close(params, one_process)
+        assert untouched  # asking for the state to load into takes no step
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"full_state_dict": True},
+        {"full_state_dict": True, "cpu_offload": True},
+        {"flatten_optimizer_state_dict": True},
+    ],
+)
+def test_state_dicts_of_other_forms(pools, one_process, options):
+    if options.get("cpu_offload"):  # rank 0 alone has the whole
+        options = {**options, "broadcast_from_rank0": True}
+    for params in pools[2].run(jobs.resume_whole, 5, STEPS, options):
+        assert_close(params, one_process)
+
+
+def test_what_is_spread_otherwise_is_refused(pools):
+    for columns, mixed, partly in pools[2].run(jobs.refusals):
+        assert "only Shard(0) and Replicate can be served" in columns
+        assert "some parameters are spread over processes and others not" in mixed
+        assert "some parameters are spread over processes and others not" in partly
+
+
+def test_replicated_tensors_need_no_sums(pools):
+    assert pools[2].run(jobs.replicated) == [(0, True)] * 2
