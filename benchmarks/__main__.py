@@ -1,4 +1,4 @@
-"""``python -m benchmarks step|meta|floor|state-dtype|all``."""
+"""``python -m benchmarks step|meta|ranks|floor|state-dtype|all``."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from benchmarks import floor, machine, meta, state_dtype, step
+from benchmarks import floor, machine, meta, ranks, state_dtype, step
 from benchmarks.report import write
 from hyperadam.errors import HyperAdamError
 from hyperadam.kernels import cpu
 
-NAMES = ("floor", "step", "meta", "state-dtype")
+NAMES = ("floor", "step", "meta", "ranks", "state-dtype")
 ON_DEVICES = ("floor", "step", "meta")
 
 
@@ -34,7 +34,7 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         default=Path("../shared/data"),
         metavar="DIR",
-        help="folder with MNIST's parquet files, for meta and state-dtype (%(default)s)",
+        help="folder with MNIST's parquet files, for meta, ranks and state-dtype (%(default)s)",
     )
     parser.add_argument("--quick", action="store_true", help="tiny sizes: does it work?")
     return parser
@@ -64,6 +64,8 @@ def _results(arguments: argparse.Namespace, name: str) -> tuple[dict[str, Any], 
             cpu.prefer(None)
     if name == "state-dtype":
         return state_dtype.run(data_dir=arguments.data_dir, quick=quick)
+    if name == "ranks":
+        return ranks.run(data_dir=arguments.data_dir, quick=quick)
     return meta.run(
         backend=arguments.backend,
         device=arguments.device,

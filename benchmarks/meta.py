@@ -54,8 +54,17 @@ def jobs(backend: str, device: str, data_dir: Path, *, quick: bool) -> dict[str,
     }
 
 
-def _run_job(job: Job) -> dict[str, Any]:
-    command = [sys.executable, "-m", "benchmarks.meta_worker"]
+def run_job(job: Job) -> dict[str, Any]:
+    """What a job's process has measured, or the first of its processes.
+
+    Raises:
+        WorkerError: it failed.
+    """
+    command = [sys.executable]
+    if job.processes > 1:
+        command += ["-m", "torch.distributed.run", "--standalone"]
+        command += ["--nproc-per-node", str(job.processes)]
+    command += ["-m", "benchmarks.meta_worker"]
     done = subprocess.run(
         [*command, json.dumps(dataclasses.asdict(job))], capture_output=True, text=True, check=False
     )
@@ -79,7 +88,7 @@ def run(
             if name in left_out:
                 continue
             print(f"meta: {name}, round {done + 1} of {rounds}")
-            found = _run_job(job)
+            found = run_job(job)
             if "unavailable" in found:
                 left_out[name] = found["unavailable"]
             else:

@@ -22,6 +22,7 @@ import torch
 from benchmarks.plain_meta import PlainMetaTrainer, TextbookRule, TrivialRule, trivial_theta
 from hyperadam.errors import HyperAdamError
 from hyperadam.metatrain import MetaTrainConfig, MetaTrainer
+from hyperadam.ranks import Ranks, launched_ranks
 from hyperadam.tasks import make_generator
 
 OURS, TEXTBOOK, TRIVIAL = "ours", "textbook", "trivial"
@@ -40,6 +41,8 @@ class Job:
         data_dir: where its data are; None: it needs none.
         warm_steps: meta-steps that are not timed.
         meta_steps: meta-steps that are.
+        processes: that share the inner runs, under ``torchrun``.
+        threads: of each; None: PyTorch's choice.
     """
 
     program: str
@@ -50,9 +53,11 @@ class Job:
     data_dir: str | None
     warm_steps: int
     meta_steps: int
+    processes: int = 1
+    threads: int | None = None
 
 
-def _trainer(job: Job) -> Callable[[], object]:
+def _trainer(job: Job, ranks: Ranks) -> Callable[[], object]:
     """A program's meta-step."""
     data_dir = None if job.data_dir is None else Path(job.data_dir)
     config = MetaTrainConfig(task=job.task)
@@ -62,7 +67,7 @@ def _trainer(job: Job) -> Callable[[], object]:
             f"device={job.device}",
             f"tasks_per_step={job.tasks}",
         ]
-        return MetaTrainer(config.with_overrides(chosen), data_dir).meta_step
+        return MetaTrainer(config.with_overrides(chosen), data_dir, ranks).meta_step
     if job.program == TRIVIAL:
         theta, rule = trivial_theta(), TrivialRule()
         return PlainMetaTrainer(config, rule, theta, job.tasks, data_dir).meta_step
@@ -90,10 +95,12 @@ def _forget_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
 
 
-def measure(job: Job) -> dict[str, Any]:
+def measure(job: Job, ranks: Ranks) -> dict[str, Any]:
     """Times of meta-steps, and the peak of memory in meta-training, in bytes: the process's
     resident memory, on a GPU what PyTorch has allocated there."""
-    meta_step = _trainer(job)
+    if job.threads is not None:
+        torch.set_num_threads(job.threads)
+    meta_step = _trainer(job, ranks)
     _forget_peak()
     start = _status("VmRSS")
     for _ in range(job.warm_steps):
@@ -114,11 +121,13 @@ def measure(job: Job) -> dict[str, Any]:
 
 def main() -> None:
     """The process."""
-    try:
-        found = measure(Job(**json.loads(sys.argv[1])))
-    except HyperAdamError as error:
-        found = {"unavailable": str(error)}
-    print(json.dumps(found))
+    with launched_ranks() as ranks:
+        try:
+            found = measure(Job(**json.loads(sys.argv[1])), ranks)
+        except HyperAdamError as error:
+            found = {"unavailable": str(error)}
+        if ranks.first:
+            print(json.dumps(found))
 
 
 if __name__ == "__main__":

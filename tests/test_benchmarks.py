@@ -193,6 +193,13 @@ def test_it_runs(tmp_path, monkeypatch, capsys):
     assert "textbook/ours" in capsys.readouterr().out
 
 
+def test_two_processes_are_timed(tmp_path):
+    assert main(["ranks", "--quick", "--out", str(tmp_path)]) == 0
+    results = json.loads((tmp_path / "ranks.json").read_text())["results"]
+    assert results["speed_over_first"]["1 process, 1 thread"] == 1
+    assert results["inner_steps_s"]["2 processes, 1 thread each"] > 0
+
+
 def test_mistakes_are_one_line(tmp_path, capsys):
     arguments = ["step", "--quick", "--out", str(tmp_path), "--backend", "abacus"]
     assert main(arguments) == 2

@@ -37,8 +37,8 @@ def print_table(table: Table) -> None:
     console.print(table)
 
 
-def progress_bar(*columns: ProgressColumn) -> Progress:
-    """A bar on standard error, with ``columns`` beside it."""
+def progress_bar(*columns: ProgressColumn, shown: bool = True) -> Progress:
+    """A bar on standard error, with ``columns`` beside it; one of several processes shows it."""
     console = Console(stderr=True)
     if not console.is_terminal:
         console = Console(stderr=True, width=PLAIN_WIDTH)
@@ -48,19 +48,23 @@ def progress_bar(*columns: ProgressColumn) -> Progress:
         *columns,
         TimeRemainingColumn(),
         console=console,
+        disable=not shown,
     )
 
 
 @contextmanager
-def meta_train_progress() -> Iterator[
-    tuple[Callable[[MetaTrainer], None], Callable[[MetaStep], None]]
-]:
+def meta_train_progress(
+    shown: bool,
+) -> Iterator[tuple[Callable[[MetaTrainer], None], Callable[[MetaStep], None]]]:
     """A bar over meta-steps with meta-loss, inner loss, KL term and inner steps a second.
+
+    Args:
+        shown: whether this process shows it.
 
     Yields:
         What to call when the run starts and after each meta-step.
     """
-    with progress_bar(TextColumn("{task.description}")) as bar:
+    with progress_bar(TextColumn("{task.description}"), shown=shown) as bar:
         task = bar.add_task("", total=None, visible=False)
         inner_steps = 0  # of a meta-step, over all its tasks
 
@@ -68,7 +72,7 @@ def meta_train_progress() -> Iterator[
             nonlocal inner_steps
             inner_steps = trainer.config.unroll_length * trainer.config.tasks_per_step
             done, total = len(trainer.history), trainer.config.total_meta_steps
-            if done:
+            if done and shown:
                 bar.console.print(f"resuming after meta-step {done}")
             bar.reset(task, total=total, completed=done, visible=True)
 
@@ -85,13 +89,16 @@ def meta_train_progress() -> Iterator[
 
 
 @contextmanager
-def evaluation_progress() -> Iterator[Callable[[EvaluationProgress], None]]:
+def evaluation_progress(shown: bool) -> Iterator[Callable[[EvaluationProgress], None]]:
     """A bar over training runs, with the latest one.
+
+    Args:
+        shown: whether this process shows it.
 
     Yields:
         What to call after each run.
     """
-    with progress_bar(TextColumn("{task.description}")) as bar:
+    with progress_bar(TextColumn("{task.description}"), shown=shown) as bar:
         task = bar.add_task("", total=None, visible=False)
 
         def progress(now: EvaluationProgress) -> None:

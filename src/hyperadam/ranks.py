@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
@@ -49,40 +50,38 @@ class Ranks:
 
 ALONE = Ranks()
 
+PATIENCE = timedelta(days=7)
+"""How long a process waits for the others: those that die are seen by ``torchrun``, and those that
+work on an evaluation may take long."""
+
 
 class GroupRanks(Ranks):
-    """One of the processes of torch.distributed's default group.
+    """One of the processes of torch.distributed's default group."""
 
-    Args:
-        device: where tensors are that are sent: the CPU for gloo, this process's GPU for NCCL.
-    """
-
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self) -> None:
         from torch import distributed
 
         self.rank = distributed.get_rank()
         self.count = distributed.get_world_size()
-        self.device = device
 
     def mean(self, vector: Tensor) -> Tensor:
         from torch import distributed
 
-        total = vector.to(self.device, copy=True)
+        total = vector.clone()
         distributed.all_reduce(total)
-        return (total / self.count).to(vector.device)
+        return total / self.count
 
     def gather(self, share_B: Tensor) -> Tensor:
         from torch import distributed
 
-        share_B = share_B.to(self.device).contiguous()
         shares = [torch.empty_like(share_B) for _ in range(self.count)]
-        distributed.all_gather(shares, share_B)
+        distributed.all_gather(shares, share_B.contiguous())
         return torch.cat(shares)
 
     def any(self, *flags: bool) -> tuple[bool, ...]:
         from torch import distributed
 
-        answers = torch.tensor(flags, dtype=torch.int32, device=self.device)
+        answers = torch.tensor(flags, dtype=torch.int32)
         distributed.all_reduce(answers, distributed.ReduceOp.MAX)
         return tuple(bool(answer) for answer in answers.tolist())
 
@@ -90,41 +89,38 @@ class GroupRanks(Ranks):
         from torch import distributed
 
         decided: list[tuple[T | None, Exception | None] | None] = [None]
-        failure = None
+        failure: Exception | None = None
         if self.first:
             try:
                 decided = [(decide(), None)]
             except (HyperAdamError, OSError) as caught:
                 failure = caught
                 decided = [(None, type(caught)(str(caught)))]
-        distributed.broadcast_object_list(decided, src=0, device=self.device)
+        distributed.broadcast_object_list(decided, src=0, device=torch.device("cpu"))
         assert decided[0] is not None
         value, error = decided[0]
-        if failure is not None:
-            raise failure
-        if error is not None:
-            raise error
+        if failure is not None or error is not None:
+            raise failure or error  # type: ignore[misc]
         return value  # type: ignore[return-value]
 
 
 @contextlib.contextmanager
-def launched_ranks(device: str = "cpu") -> Iterator[Ranks]:
+def launched_ranks() -> Iterator[Ranks]:
     """The processes that ``torchrun`` started, one of which this is; else this one alone.
 
-    Args:
-        device: what they compute on: ``"cpu"`` or ``"cuda"``, of which each takes the one of its
-            number on its machine.
+    Numbers are sent by gloo on the CPU and by NCCL on GPUs, where there are some: each process
+    then takes the one of its number on its machine as ``"cuda"``.
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ:  # torchrun sets it
         yield ALONE
         return
     from torch import distributed
 
-    on_gpu = device != "cpu"
-    if on_gpu:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    distributed.init_process_group("nccl" if on_gpu else "gloo")
+    local_rank = int(os.environ["LOCAL_RANK"])
+    if local_rank < torch.cuda.device_count():
+        torch.cuda.set_device(local_rank)
+    distributed.init_process_group(timeout=PATIENCE)
     try:
-        yield GroupRanks(torch.device(device if on_gpu else "cpu"))
+        yield GroupRanks()
     finally:
         distributed.destroy_process_group()

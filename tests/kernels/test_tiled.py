@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import threading
 
@@ -105,55 +106,68 @@ def test_a_thousand_steps_without_drift(kernel, norm):
     assert sum(errors[-100:]) < 3 * sum(errors[50:150])
 
 
-def errors_of_float32(kernel, make_gradient, count, steps=1000):
-    """With the bundled weights: each step's error of the mean beside float64, over the largest."""
-    weights = load_weights("default")
-    theta = {name: value.double() for name, value in weights.theta.items()}
-    stepper = Stepper(make(kernel, weights.rule, weights.theta), weights.rule, [count])
-    state = weights.rule.init_state(count, dtype=torch.float64)
+BUNDLED = load_weights("default")
+UNBOUNDED = dataclasses.replace(BUNDLED.rule, candidate_bound=None)
+PROGRAMS = {
+    "bundled": (BUNDLED.rule, BUNDLED.theta),
+    "bundled, unbounded": (UNBOUNDED, BUNDLED.theta),
+    "random, unbounded": (UNBOUNDED, random_theta(UNBOUNDED)),
+}
+"""Rules with root-mean-square norms and a theta."""
+
+
+@functools.cache
+def errors_of_float32(kernel, program, make_gradient, steps=1000):
+    """Each step's error of the mean beside float64, over the largest number of the mean."""
+    rule, theta = PROGRAMS[program]
+    double = {name: value.double() for name, value in theta.items()}
+    stepper = Stepper(make(kernel, rule, theta), rule, [257])
+    state = rule.init_state(257, dtype=torch.float64)
     errors = []
     for step in range(steps):
         grad = make_gradient(step)
         stepper.step([grad])
-        update, state = weights.rule.step(theta, state, grad.double())
+        update, state = rule.step(double, state, grad.double())
         scale = update.mean_N.abs().max()
         errors.append(float((stepper.values("mean") - update.mean_N).abs().max() / scale))
     return torch.tensor(errors)
 
 
-def test_the_bundled_weights_without_drift(kernel):
-    """Coordinates whose sizes scatter by a factor of e, some always, at first or later zero."""
+def even_gradient(step):
+    """Sizes that scatter by a factor of e, some coordinates always, at first or later zero."""
     sizes = torch.exp(torch.randn(257, generator=torch.Generator().manual_seed(0)))
+    kind = torch.arange(257) % 7
+    zero = (kind == 1) | ((kind == 2) & (step < 3)) | ((kind == 3) & (step >= 3))
+    normal = torch.randn(257, generator=torch.Generator().manual_seed(step))
+    return torch.where(zero, 0.0, sizes * normal)
 
-    def gradient(step):
-        kind = torch.arange(257) % 7
-        zero = (kind == 1) | ((kind == 2) & (step < 3)) | ((kind == 3) & (step >= 3))
-        normal = torch.randn(257, generator=torch.Generator().manual_seed(step))
-        return torch.where(zero, 0.0, sizes * normal)
 
-    errors = errors_of_float32(kernel, gradient, 257)
+def uneven_gradient(step):
+    """Sizes that scatter by a factor of e^4."""
+    return gradients(step, [257])[0]
+
+
+@pytest.mark.parametrize("program", ["bundled", "bundled, unbounded"])
+def test_the_bundled_weights_without_drift(kernel, program):
+    errors = errors_of_float32(kernel, program, even_gradient)
     assert errors.max() < 1e-4
     assert errors[-100:].sum() < 3 * errors[50:150].sum()
 
 
-@pytest.fixture(scope="module")
-def errors_of_the_reference():
-    return errors_of_float32("reference", lambda step: gradients(step, [257])[0], 257)
-
-
+@pytest.mark.parametrize("program", PROGRAMS)
 @pytest.mark.parametrize("kernel", cpu.instruction_sets())
-def test_where_few_coordinates_rule_the_norms_it_is_as_good_as_the_reference(
-    kernel, errors_of_the_reference
-):
-    """Sizes that scatter by e^4: the rule itself amplifies roundings (docs/method.md), and what is
-    above the bar is so for a while only."""
-    errors = errors_of_float32(kernel, lambda step: gradients(step, [257])[0], 257)
-    reference = errors_of_the_reference
+def test_where_the_rule_amplifies_roundings_it_is_as_good_as_the_reference(kernel, program):
+    """Where few coordinates rule the norms, and the more where nothing bounds the candidates, the
+    rule itself amplifies roundings (docs/method.md): float32's reference is as far from float64."""
+    errors = errors_of_float32(kernel, program, uneven_gradient)
+    reference = errors_of_float32("reference", program, uneven_gradient)
     assert reference.max() > 1e-3  # or else the bar of the test before holds here too
-    assert errors.median() < 2 * reference.median() < 4e-6
+    assert errors.median() < 3 * reference.median()
     assert errors.mean() < 3 * reference.mean()
     assert errors.max() < 3 * reference.max()
-    assert errors[-100:].max() < 1e-4
+    if program == "bundled":  # what is above the bar is so for a while only
+        assert reference.median() < 2e-6
+        assert errors[-100:].max() < 1e-4
 
 
 def test_the_noise_is_bit_for_bit_the_same(kernel):

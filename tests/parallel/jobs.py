@@ -7,6 +7,7 @@ import functools
 import torch
 import torch.nn.functional as F
 from torch import distributed, nn
+from torch.amp import GradScaler
 from torch.distributed import checkpoint
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -21,7 +22,10 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from hyperadam import VariationalHyperAdam
-from hyperadam.errors import ConfigError
+from hyperadam.errors import ConfigError, RunError
+from hyperadam.metatrain import MetaTrainer
+from hyperadam.optim.sharding import local
+from hyperadam.ranks import ALONE, GroupRanks
 
 BATCH = 24
 LR = 1e-3
@@ -146,6 +150,21 @@ def one_bad_gradient(rank, size):
     return same, optimizer.skipped_steps
 
 
+def scaled(rank, size, steps, bad_step):
+    """Under a GradScaler, with an infinity in one process's gradient of one step, taken again."""
+    model, optimizer = make_sharded(size)
+    scaler = GradScaler("cpu", init_scale=2.0**10)
+    for step in [*range(bad_step + 1), *range(bad_step, steps)]:
+        x, y = batch(step, torch.float64, rank, size)
+        optimizer.zero_grad()
+        scaler.scale(F.mse_loss(model(x), y)).backward()
+        if step == bad_step and scaler.get_scale() == 2.0**10 and rank == size - 1:
+            local(model[0].weight.grad)[0, 0] = torch.inf
+        scaler.step(optimizer)
+        scaler.update()
+    return params_of(model), scaler.get_scale(), optimizer.skipped_steps
+
+
 def make_zero(model, **settings):
     from torch.distributed.optim import ZeroRedundancyOptimizer  # it warns of itself
 
@@ -246,3 +265,55 @@ def replicated(rank, size):
     plain.grad = torch.ones(5)
     VariationalHyperAdam([plain]).step()
     return counted.calls, torch.equal(whole(param), plain.detach())
+
+
+def meta_train(rank, size, config, meta_steps, saved=None):
+    """Meta-steps from the start or from a state; the state after them."""
+    trainer = MetaTrainer(config, None, GroupRanks() if size > 1 else ALONE)
+    if saved is not None:
+        trainer.load_state(saved)
+    for _ in range(meta_steps):
+        trainer.meta_step()
+    return {name: value.clone() for name, value in trainer.state().items()}
+
+
+def decide(rank, size):
+    """What ranks tell each other."""
+    ranks = GroupRanks()
+
+    def fail():
+        raise RunError("no such run")
+
+    try:
+        ranks.agree(fail)
+    except RunError as error:
+        message = str(error)
+    return ranks.agree(lambda: rank), ranks.any(rank == 1, False), message
+
+
+class Blocks(nn.Module):
+    """What the page's examples are about."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 4))
+        self.output = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.output(self.blocks(x).tanh())
+
+
+def run_examples(rank, size, examples, folder):
+    """The page's blocks, in their order, with a step after each."""
+    names = {"folder": folder, "mesh": mesh_of(size)}
+    taken = []
+    for example in examples:
+        if "checkpoint" not in example:
+            torch.manual_seed(0)
+            names["model"] = Blocks()
+        exec(compile(example, "example", "exec"), names)
+        model, optimizer = names["model"], names["optimizer"]
+        train(model, optimizer, range(1), rank, size, torch.float32)
+        inner = getattr(optimizer, "optim", optimizer)
+        taken.append({int(entry["step"]) for entry in inner.state_dict()["state"].values()})
+    return taken

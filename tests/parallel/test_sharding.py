@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -111,3 +114,10 @@ def test_what_is_spread_otherwise_is_refused(pools):
 
 def test_replicated_tensors_need_no_sums(pools):
     assert pools[2].run(jobs.replicated) == [(0, True)] * 2
+
+
+def test_the_pages_examples(pools, tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "distributed.md").read_text(encoding="utf-8")
+    fsdp, zero, saved = re.findall(r"```py\n(.*?)```", page, re.DOTALL)
+    for taken in pools[2].run(jobs.run_examples, [zero, fsdp, saved], tmp_path / "saved"):
+        assert taken == [{1}, {1}, {2}]

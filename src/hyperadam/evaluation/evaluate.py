@@ -6,6 +6,7 @@ anywhere goes on by being started again.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -21,7 +22,6 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
@@ -38,12 +38,14 @@ from hyperadam.evaluation.records import (
     RunKey,
     RunStore,
     Schedule,
+    read_records,
 )
 from hyperadam.evaluation.suites import find_suite, tasks_of
 from hyperadam.evaluation.trace import Tracer, trace_steps
 from hyperadam.evaluation.tuning import best_place, grid_lr, more_places, tuning_seeds
 from hyperadam.interrupt import interruption
 from hyperadam.optim import LearnedOptimizer
+from hyperadam.ranks import ALONE, Ranks
 from hyperadam.source import source_version
 from hyperadam.tasks import TASKS, make_task
 
@@ -112,13 +114,11 @@ class Cell:
         config: of the evaluation.
         task: by name.
         baseline: the optimizer.
-        text: its name as it was given.
     """
 
     config: EvaluationConfig
     task: str
     baseline: Baseline
-    text: str
 
     def key(self, lr: float, seed: int) -> RunKey:
         """The key of one of its runs."""
@@ -210,6 +210,7 @@ def evaluate(
     *,
     jobs: int = 1,
     data_dir: Path | None = None,
+    ranks: Ranks = ALONE,
     progress: Callable[[Progress], None] = lambda _: None,
 ) -> Outcome:
     """Make the runs of an evaluation that its folder does not have yet.
@@ -221,7 +222,12 @@ def evaluate(
         folder: of the results, ``runs.jsonl``.
         jobs: how many runs at a time, each in a process with its share of the cores.
         data_dir: see :func:`hyperadam.tasks.load_data`.
+        ranks: the processes that share the tasks and optimizers, each with ``jobs`` of its own, and
+            write one folder.
         progress: called after each run.
+
+    Returns:
+        What was done, by all ranks together.
 
     Raises:
         ConfigError: an unknown name, or an impossible value.
@@ -235,15 +241,14 @@ def evaluate(
     baselines = make_baselines(config.optimizers)
     for baseline in baselines:  # a library that is missing is told before hours have gone by
         baseline.build([torch.nn.Parameter(torch.zeros(1))], baseline.default_lr, 0)
-    texts = {make_baseline(text).name: text for text in config.optimizers}
     tasks = tasks_of(find_suite(config.suite), config.tasks)
-    cells = [
-        Cell(config, task, baseline, texts[baseline.name])
-        for task in tasks
-        for baseline in baselines
-    ]
-    store = RunStore(folder)
-    with store.opened() as there, _workers(jobs, data_dir) as pool, interruption() as stopped:
+    cells = [Cell(config, task, baseline) for task in tasks for baseline in baselines]
+    cells = cells[ranks.rank :: ranks.count]
+    store = RunStore(folder, ranks.rank)
+    with contextlib.ExitStack() as held:
+        there = _open_for_all(store, ranks, held)
+        pool = held.enter_context(_workers(jobs, data_dir))
+        stopped = held.enter_context(interruption())
         done = {record.key: record for record in there}
         made: list[Record] = []
         failures: list[str] = []
@@ -264,7 +269,7 @@ def evaluate(
             while (waiting or pending) and not stopped.is_set():
                 while waiting and len(pending) < jobs + 1:
                     key, cell = waiting.popleft()
-                    pending[pool.submit(_run, key, cell.text, config.suite)] = cell
+                    pending[pool.submit(_run, key, cell.baseline.text, config.suite)] = cell
                 finished, _ = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
                 for future in finished:
                     cell = pending.pop(future)
@@ -293,12 +298,26 @@ def evaluate(
                 f"{len(failures)} runs failed, the first: {failures[0]}; the others were made and "
                 f"are kept"
             )
-    return Outcome(
-        made=len(made),
-        kept=len(there),
-        diverged=sum(record.diverged and not record.is_tuning for record in made),
-        finished=finished_all,
-    )
+        (unfinished,) = ranks.any(not finished_all)  # and all have written what they have
+        if ranks.first:
+            store.join_parts()
+    diverged = sum(record.diverged and not record.is_tuning for record in made)
+    counts = ranks.mean(torch.tensor([len(made), diverged], dtype=torch.float64)) * ranks.count
+    all_made, all_diverged = (round(count) for count in counts.tolist())
+    return Outcome(made=all_made, kept=len(there), diverged=all_diverged, finished=not unfinished)
+
+
+def _open_for_all(store: RunStore, ranks: Ranks, held: contextlib.ExitStack) -> list[Record]:
+    """Have the first rank hold the folder; the runs that are there."""
+    there: list[Record] = []
+
+    def open_store() -> None:
+        there.extend(held.enter_context(store.opened()))
+
+    ranks.agree(open_store)
+    if not ranks.first and store.runs.exists():
+        there.extend(read_records(store.folder)[0])
+    return there
 
 
 def _probe(pool: ProcessPoolExecutor, tasks: Sequence[str]) -> None:
@@ -313,7 +332,7 @@ def _probe(pool: ProcessPoolExecutor, tasks: Sequence[str]) -> None:
 _data_dir: Path | None = None
 
 
-@contextmanager
+@contextlib.contextmanager
 def _workers(jobs: int, data_dir: Path | None) -> Iterator[ProcessPoolExecutor]:
     threads = max(1, torch.get_num_threads() // jobs)
     pool = ProcessPoolExecutor(
