@@ -41,6 +41,18 @@ def make_model(dtype=torch.float64):
     return model.to(dtype)
 
 
+class Triples(nn.Module):
+    """Means of the first three times three outputs."""
+
+    def forward(self, x):
+        return x[:, :9].unflatten(1, (3, 3)).mean(2)
+
+
+def make_small_model():
+    """Two parameters, so that of four processes two have none."""
+    return nn.Sequential(make_model()[0], Triples())
+
+
 def batch(step, dtype, rank=0, size=1):
     """A rank's share of a step's batch."""
     generator = torch.Generator().manual_seed(1000 + step)
@@ -68,9 +80,9 @@ def params_of(model):
     return [whole(param) for param in model.parameters()]
 
 
-def alone(steps, dtype=torch.float64, **settings):
+def alone(steps, dtype=torch.float64, make=make_model, **settings):
     """The parameters after so many steps in one process."""
-    model = make_model(dtype)
+    model = make().to(dtype)
     optimizer = VariationalHyperAdam(model.parameters(), lr=LR, **settings)
     train(model, optimizer, range(steps), dtype=dtype)
     return params_of(model)
@@ -174,16 +186,16 @@ def make_zero(model, **settings):
     return ZeroRedundancyOptimizer(model.parameters(), optimizer_class=optimizer_class, lr=LR)
 
 
-def zero(rank, size, steps, settings):
-    model = DistributedDataParallel(make_model())
+def zero(rank, size, steps, settings, make=make_model):
+    model = DistributedDataParallel(make())
     optimizer = make_zero(model, **settings)
     train(model, optimizer, range(steps), rank, size)
     own = sum(param.numel() for group in optimizer.optim.param_groups for param in group["params"])
     return params_of(model), own
 
 
-def zero_resumed(rank, size, first, steps):
-    model = DistributedDataParallel(make_model())
+def zero_resumed(rank, size, first, steps, make=make_model):
+    model = DistributedDataParallel(make())
     optimizer = make_zero(model)
     train(model, optimizer, range(first), rank, size)
     optimizer.consolidate_state_dict(to=0)

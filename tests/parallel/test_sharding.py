@@ -74,6 +74,15 @@ def test_zero_resumes(pools, one_process):
         assert "step" in fields
 
 
+def test_zero_with_processes_that_have_no_parameter(pools):
+    expected = jobs.alone(6, make=jobs.make_small_model)
+    results = pools[4].run(jobs.zero, 6, {}, jobs.make_small_model)
+    assert sorted(own for _, own in results) == [0, 0, 13, 78]
+    resumed = pools[4].run(jobs.zero_resumed, 3, 6, jobs.make_small_model)
+    for params, _ in [*results, *resumed]:
+        assert_close(params, expected)
+
+
 @pytest.mark.parametrize("size", [2, 4])
 def test_one_bad_gradient_stops_all(pools, size):
     assert pools[size].run(jobs.one_bad_gradient) == [(True, 1)] * size
