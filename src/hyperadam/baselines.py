@@ -21,7 +21,8 @@ from hyperadam.optim import (
     RNNprop,
     VariationalHyperAdam,
 )
-from hyperadam.weights import bundled_weights, load_weights
+from hyperadam.weights import HubAddress, bundled_weights, load_weights, pin
+from hyperadam.weights.hub import PREFIX
 
 Build = Callable[[Sequence[Tensor], float, int], torch.optim.Optimizer]
 """Makes an optimizer of parameters, a learning rate, and a seed for what it draws."""
@@ -33,13 +34,15 @@ class Baseline:
 
     Attributes:
         name: as on the command line; a weights file by its stem, or by the folder of
-            the run that made it.
+            the run that made it; weights of the hub without what is usual in their address.
+        text: what :func:`make_baseline` makes the same of, later and elsewhere.
         default_lr: the library's default, or what learned weights were meta-trained for.
         build: makes it.
         weights: digest of a learned optimizer's weights; None for a hand-designed one.
     """
 
     name: str
+    text: str
     default_lr: float
     build: Build
     weights: str | None = None
@@ -69,7 +72,7 @@ def _of_library(library: str, kind: str) -> Build:
 
 
 HAND_DESIGNED: dict[str, Baseline] = {
-    name: Baseline(name, default_lr, build)
+    name: Baseline(name, name, default_lr, build)
     for name, default_lr, build in (
         ("sgd", 1e-3, _of_torch(torch.optim.SGD)),
         ("momentum", 1e-3, _of_torch(torch.optim.SGD, momentum=0.9)),
@@ -108,11 +111,13 @@ def make_baseline(text: str) -> Baseline:
 
     Args:
         text: a name of :data:`OPTIMIZER_NAMES`; behind a learned one's, ``@`` and bundled weights
-            by name or a weights file by its path.
+            by name, a weights file by its path, or ``hf://org/name`` with what else belongs to
+            an address of the hub.
 
     Raises:
         ConfigError: no such optimizer, or weights behind a hand-designed one.
         WeightsError: the weights can't be used, or are of another rule.
+        MissingDependencyError: weights of the hub without the extra ``hub``.
     """
     name, at, chosen = text.partition("@")
     if name in HAND_DESIGNED and not at:
@@ -122,7 +127,8 @@ def make_baseline(text: str) -> Baseline:
     if name not in LEARNED:
         raise ConfigError(unknown_name("optimizer", name, OPTIMIZER_NAMES))
     kind, own_weights, draws_noise, settings = LEARNED[name]
-    weights = load_weights(chosen if at else own_weights)
+    pinned = pin(chosen if at else own_weights)
+    weights = load_weights(pinned)
     if weights.rule.name != kind.rule_name:
         raise WeightsError(f"{text}: these are weights of {weights.rule.name}")
 
@@ -131,14 +137,18 @@ def make_baseline(text: str) -> Baseline:
         return make(params, lr, seed=seed) if draws_noise else make(params, lr)
 
     shown = f"{name}@{_short(chosen)}" if at else name
-    return Baseline(shown, weights.lr, build, weights.digest())
+    return Baseline(shown, f"{name}@{pinned}", weights.lr, build, weights.digest())
 
 
 def _short(weights: str) -> str:
-    """Weights in few words: bundled ones' name, a file's stem, a meta-training run's folder."""
-    path = Path(weights)
+    """Weights in few words: bundled ones' name, a file's stem, a meta-training run's folder; of
+    an address of the hub what is not usual.
+    """
     if weights in bundled_weights():
         return weights
+    if weights.startswith(PREFIX):
+        return HubAddress.parse(weights).short()
+    path = Path(weights)
     return path.resolve().parent.name if path.name == RUN_WEIGHTS else path.stem
 
 

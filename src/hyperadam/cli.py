@@ -33,10 +33,17 @@ from hyperadam.evaluation import SCHEDULES, SUITES, EvaluationConfig, evaluate, 
 from hyperadam.metatrain import MetaTrainConfig, RunLabel, run_meta_training
 from hyperadam.metatrain.run import UNSPECIFIED
 from hyperadam.presets import PRESETS, preset
+from hyperadam.ranks import launched_ranks
 from hyperadam.rule import RULES, VariationalHyperAdamRule
 from hyperadam.source import source_version
 from hyperadam.tasks import make_task, match_tasks
-from hyperadam.weights import bundled_weights, import_official, load_weights, save_weights
+from hyperadam.weights import (
+    bundled_weights,
+    import_official,
+    load_weights,
+    push_weights,
+    save_weights,
+)
 
 USAGE_ERROR = 2
 INTERRUPTED = 130
@@ -106,8 +113,8 @@ def _add_demo(commands: argparse._SubParsersAction[_Parser]) -> None:
     demo.add_argument(
         "--weights",
         default="default",
-        metavar="NAME|PATH",
-        help="bundled weights, or a file (%(default)s)",
+        metavar="NAME|PATH|hf://...",
+        help="bundled weights, a file, or an address of the hub (%(default)s)",
     )
     demo.add_argument(
         "--seeds",
@@ -139,8 +146,8 @@ def _add_estimate(commands: argparse._SubParsersAction[_Parser]) -> None:
     cost.add_argument(
         "--weights",
         default="default",
-        metavar="NAME|PATH",
-        help="bundled weights, or a file (%(default)s)",
+        metavar="NAME|PATH|hf://...",
+        help="bundled weights, a file, or an address of the hub (%(default)s)",
     )
     cost.add_argument(
         "--state-dtype",
@@ -176,7 +183,7 @@ def _add_evaluate(commands: argparse._SubParsersAction[_Parser]) -> None:
         description="Train a suite of tasks under several optimizers. Runs that the folder has are "
         "not made again: interrupted or killed, the same command goes on.",
         epilog=f"Suites: {suites}. Optimizers: {', '.join(OPTIMIZER_NAMES)}; behind a learned "
-        "one's name, @WEIGHTS takes bundled weights by name or a weights file.",
+        "one's name, @WEIGHTS takes bundled weights by name, a weights file, or hf://org/name[@revision].",
     )
     evaluation.add_argument("--suite", required=True, metavar="NAME", help="which tasks")
     evaluation.add_argument("--out", type=Path, required=True, help="folder of the results")
@@ -302,15 +309,30 @@ def _add_tasks(commands: argparse._SubParsersAction[_Parser]) -> None:
 
 
 def _add_weights(commands: argparse._SubParsersAction[_Parser]) -> None:
-    weights = commands.add_parser("weights", help="list, show and import weights")
+    weights = commands.add_parser("weights", help="list, show, import and publish weights")
     actions = weights.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     list_ = actions.add_parser("list", help="list the bundled weights")
     list_.set_defaults(run=_weights_list)
 
     show = actions.add_parser("show", help="show all that a weights file says of itself")
-    show.add_argument("weights", metavar="NAME|PATH", help="bundled weights, or a file")
+    show.add_argument(
+        "weights",
+        metavar="NAME|PATH|hf://...",
+        help="bundled weights, a file, or an address of the hub: hf://org/name[@revision][/file]",
+    )
     show.set_defaults(run=_weights_show)
+
+    push = actions.add_parser(
+        "push",
+        help="put a weights file on the Hugging Face Hub",
+        description="Put a weights file on the Hugging Face Hub, with a page about it. Log in "
+        "first: hf auth login, or set HF_TOKEN.",
+    )
+    push.add_argument("file", type=Path, metavar="FILE", help="the weights file")
+    push.add_argument("repo", metavar="ORG/NAME", help="the repository; made if it is not there")
+    push.add_argument("--private", action="store_true", help="make sure that others don't see it")
+    push.set_defaults(run=_weights_push)
 
     official = actions.add_parser(
         "import-official", help="turn weights in the authors' layout into a weights file"
@@ -377,14 +399,17 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         schedule=arguments.schedule,
         tuning_seeds=arguments.tuning_seeds,
     )
-    with evaluation_progress() as progress:
+    with launched_ranks() as ranks, evaluation_progress(ranks.first) as progress:
         outcome = evaluate(
             config,
             arguments.out,
             jobs=arguments.jobs,
             data_dir=arguments.data_dir,
+            ranks=ranks,
             progress=progress,
         )
+    if not ranks.first:
+        return 0 if outcome.finished else INTERRUPTED
     print(
         f"{outcome.made} runs made, {outcome.kept} were there; of those to report, "
         f"{outcome.diverged} of the new ones diverged"
@@ -415,7 +440,10 @@ def _meta_train(arguments: argparse.Namespace) -> int:
     elif not arguments.resume:
         raise UsageError("name a recipe with --preset, or go on with a run by --resume")
     _check_data_dir(data_dir)
-    with meta_train_progress() as (started, progress):
+    with (
+        launched_ranks() as ranks,
+        meta_train_progress(ranks.first) as (started, progress),
+    ):
         trainer = run_meta_training(
             out,
             config,
@@ -423,9 +451,12 @@ def _meta_train(arguments: argparse.Namespace) -> int:
             resume=arguments.resume,
             data_dir=data_dir,
             checkpoint_seconds=arguments.checkpoint_seconds,
+            ranks=ranks,
             started=started,
             progress=progress,
         )
+    if not ranks.first:
+        return 0 if trainer.finished else INTERRUPTED
     skipped = sum(not record.applied for record in trainer.history)
     if skipped:
         print(f"{skipped} meta-steps had a meta-gradient that was not finite; left out")
@@ -453,6 +484,12 @@ def _weights_list(_: argparse.Namespace) -> int:
 
 def _weights_show(arguments: argparse.Namespace) -> int:
     print_table(weights_details(load_weights(arguments.weights)))
+    return 0
+
+
+def _weights_push(arguments: argparse.Namespace) -> int:
+    address = push_weights(arguments.file, arguments.repo, private=arguments.private)
+    print(f"to use these weights: {address}")
     return 0
 
 

@@ -103,7 +103,7 @@ def test_bad_jobs_and_names(tmp_path):
 
 
 def cell(name="adam", **changes):
-    return Cell(config(**changes), TASK, make_baseline(name), name)
+    return Cell(config(**changes), TASK, make_baseline(name))
 
 
 def finished(keys, loss):

@@ -1,6 +1,8 @@
 """Weights: the only bridge from meta-training to use."""
 
+from hyperadam.weights.hub import HubAddress, pin
 from hyperadam.weights.official import import_official
+from hyperadam.weights.publish import push_weights
 from hyperadam.weights.store import (
     Weights,
     bundled_weights,
@@ -10,10 +12,13 @@ from hyperadam.weights.store import (
 )
 
 __all__ = [
+    "HubAddress",
     "Weights",
     "bundled_weights",
     "import_official",
     "load_weights",
+    "pin",
+    "push_weights",
     "rule_from_dict",
     "save_weights",
 ]

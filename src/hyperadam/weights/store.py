@@ -21,11 +21,12 @@ from hyperadam import tensor_file
 from hyperadam.config import from_values
 from hyperadam.errors import ConfigError, WeightsError, unknown_name
 from hyperadam.rule import RULES, Rule
+from hyperadam.weights import hub
 
 FORMAT = "hyperadam-weights"
 FORMAT_VERSION = 1
-SUFFIX = ".safetensors"
-
+MAX_BYTES = 2**30
+"""Of a weights file; the bundled ones have some 20,000."""
 
 _NOTES = ("preset", "data", "date", "commit", "licence")
 
@@ -115,8 +116,8 @@ def save_weights(weights: Weights, path: str | Path) -> None:
         OSError: the folder does not exist or can't be written.
     """
     path = Path(path)
-    if path.suffix != SUFFIX:
-        raise WeightsError(f"a weights file's name ends in {SUFFIX}; got {path}")
+    if path.suffix != hub.SUFFIX:
+        raise WeightsError(f"a weights file's name ends in {hub.SUFFIX}; got {path}")
     notes = {
         "rule": json.dumps(weights.rule.to_dict(), sort_keys=True),
         "num_theta": str(weights.rule.num_theta()),
@@ -130,22 +131,26 @@ def save_weights(weights: Weights, path: str | Path) -> None:
 def bundled_weights() -> dict[str, Path]:
     """The weights that come with the package: name to file."""
     folder = Path(str(resources.files("hyperadam.weights")))
-    return {path.stem: path for path in sorted(folder.glob(f"*{SUFFIX}"))}
+    return {path.stem: path for path in sorted(folder.glob(f"*{hub.SUFFIX}"))}
 
 
 def load_weights(name_or_path: str | Path) -> Weights:
-    """Read bundled weights by name, or a weights file by its path.
+    """Read bundled weights by name, a weights file by its path, or one of the Hugging Face Hub.
 
     Args:
-        name_or_path: a name of ``hyperadam weights list``, or a path, which has a ``/`` in it
-            or ends in ``.safetensors``.
+        name_or_path: a name of ``hyperadam weights list``; or a path, which has a ``/`` in it
+            or ends in ``.safetensors``; or ``hf://org/name[@revision][/file.safetensors]``, where
+            a commit for the revision makes sure that the weights stay the same.
 
     Raises:
         WeightsError: unknown name, no such file, truncated or damaged, not a weights file, of a
-            newer format, or numbers that don't fit the rule.
+            newer format, or numbers that don't fit the rule; not to be had from the hub.
+        MissingDependencyError: weights of the hub without the extra ``hub``.
     """
     name = str(name_or_path)
-    if isinstance(name_or_path, Path) or "/" in name or name.endswith(SUFFIX):
+    if name.startswith(hub.PREFIX):
+        path = hub.fetch(name).path
+    elif isinstance(name_or_path, Path) or "/" in name or name.endswith(hub.SUFFIX):
         path = Path(name_or_path)
     else:
         bundled = bundled_weights()
@@ -153,7 +158,7 @@ def load_weights(name_or_path: str | Path) -> Weights:
             raise WeightsError(unknown_name("weights", name, bundled))
         path = bundled[name]
     theta, notes = tensor_file.read(
-        path, format_=FORMAT, version=FORMAT_VERSION, error=WeightsError
+        path, format_=FORMAT, version=FORMAT_VERSION, error=WeightsError, max_bytes=MAX_BYTES
     )
     try:
         return Weights(
