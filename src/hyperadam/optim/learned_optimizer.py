@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import numbers
+import sys
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args, overload
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 from torch.optim.optimizer import ParamsT
 
 from hyperadam.errors import ConfigError, WeightsError, unknown_name
@@ -86,6 +88,15 @@ def _is_bad(value: object) -> bool:
     return not math.isfinite(number) or number < 0
 
 
+def _level_of_caller() -> int:
+    """The ``stacklevel`` of whoever called PyTorch or this package."""
+    frame, level = sys._getframe(1), 1
+    own = (__name__.partition(".")[0], "torch")
+    while frame.f_globals.get("__name__", "").partition(".")[0] in own and frame.f_back:
+        frame, level = frame.f_back, level + 1
+    return level
+
+
 class LearnedOptimizer(torch.optim.Optimizer):
     """Base of the optimizers that apply a meta-trained rule.
 
@@ -100,6 +111,9 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
     _step_supports_amp_scaling = True
     """``GradScaler`` leaves it to :meth:`step` to divide by the scale and to skip overflows."""
+
+    _warned = False
+    """Whether a skipped step was warned of."""
 
     def __init__(
         self,
@@ -217,6 +231,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None: ...
     @overload
     def step(self, closure: Callable[[], float]) -> float: ...
+    @_disable_dynamo  # torch.compile runs it as it is, between its graphs
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """One step, over every parameter whose ``.grad`` is not None.
@@ -228,7 +243,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
             The closure's loss, or None.
 
         Raises:
-            RuntimeError: a sparse gradient, parameters on several devices, or, with
+            RuntimeError: a sparse gradient, parameters on several devices or on "meta", or, with
                 ``nonfinite="raise"``, a gradient that is not finite; nothing is changed.
         """
         loss = None
@@ -286,6 +301,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
     def _allocate(self, params: list[Tensor]) -> None:
         """Make an arena for these parameters, with the state that they have."""
+        self._drop_replaced()
         device = self._only_device([*params, *(self._everywhere or ())])
         dtype = self._compute_dtype(self._everywhere or params)
         self._reduce = self._reduction(params)
@@ -313,6 +329,14 @@ class LearnedOptimizer(torch.optim.Optimizer):
         self._parts_key: tuple[Any, ...] = ()
         self._stepped: set[Tensor] = set()
 
+    def _drop_replaced(self) -> bool:
+        """Drop the state of parameters that are in no group any more; whether there was any."""
+        present = {param for group in self.param_groups for param in group["params"]}
+        replaced = [param for param in self.state if param not in present]
+        for param in replaced:
+            del self.state[param]
+        return bool(replaced)
+
     def _reduction(self, params: Iterable[Tensor]) -> Reduce | None:
         """How to sum over all processes; None where each has all parameters."""
         if self._everywhere is None:
@@ -326,7 +350,12 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 f"{type(self).__name__} needs all parameters on one device, since its column "
                 f"norms run over all of them; got {sorted(map(str, devices))}"
             )
-        return devices.pop()
+        (device,) = devices
+        if device.type == "meta":
+            raise RuntimeError(
+                "parameters on the meta device have no values to step; give them memory first"
+            )
+        return device
 
     def _theta(self, device: torch.device, dtype: torch.dtype) -> Theta:
         theta = self.weights.theta
@@ -433,13 +462,18 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
     def _stopped_by(self, finite: Tensor, active: list[_Active]) -> bool:
         """Whether the step is not to be taken, as far as that is known without a GPU's answer."""
-        expected = getattr(self, "found_inf", None) is not None  # GradScaler deals with it
-        if self.nonfinite == "raise" and not expected and not bool(finite):
-            self._raise_nonfinite(active)
-        if finite.device.type != "cpu" or bool(finite):
+        on_cpu = finite.device.type == "cpu"
+        if not on_cpu and self.nonfinite == "skip":
             return False
-        self._skip(warn=not expected)
-        return True
+        if bool(finite):
+            return False
+        found_inf = getattr(self, "found_inf", None)
+        expected = found_inf is not None and bool(found_inf)  # GradScaler deals with it
+        if self.nonfinite == "raise" and not expected:
+            self._raise_nonfinite(active)
+        if on_cpu:
+            self._skip(warn=not expected)
+        return on_cpu
 
     def _redirect(self, lanes: Lanes, parts: Sequence[Part], steps_P: Tensor) -> None:
         """Where a subclass can change the rule's directions in place before they are applied."""
@@ -456,8 +490,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         if scale is not None:
             torch._foreach_mul_(lanes, scale.double().reciprocal().to(lanes[0]))
         if found_inf is not None:
-            bad = torch.where(found_inf.to(lanes[0]) > 0, math.nan, 0.0)
-            torch._foreach_add_(lanes, bad)
+            torch._foreach_mul_(lanes, torch.where(found_inf.to(lanes[0]) > 0, math.nan, 1.0))
         for each, lane in zip(active, lanes, strict=True):
             if each.group["maximize"]:
                 lane.neg_()
@@ -501,13 +534,14 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
     def _skip(self, *, warn: bool) -> None:
         self._skipped += 1
-        if warn and self.skipped_steps == 1:
+        if warn and not self._warned:
+            self._warned = True
             warnings.warn(
                 "a gradient holds NaN or infinity, or a number too large to be squared: this step "
                 "is skipped, parameters and state stay as they are; later ones are skipped without "
                 "a word and counted in optimizer.skipped_steps",
                 RuntimeWarning,
-                stacklevel=7,
+                stacklevel=_level_of_caller(),
             )
 
     # -- looking inside -------------------------------------------------------------------------
@@ -593,12 +627,15 @@ class LearnedOptimizer(torch.optim.Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """The state as ``torch.optim`` has it: for each parameter the number of its ``step`` and
         one tensor of shape (*param.shape, ...) for each field, with memory of their own."""
-        in_arena = self.state
-        self.state = self._named_state()
+        if self._drop_replaced():  # as Accelerate replaces parameters by their shards
+            self._allocate(self._trained([]))
+        in_arena, named = dict(self.state), self._named_state()
+        # In its place: Lightning's wrapper, on which this may be called, would keep another dict.
+        self.state.update(named)
         try:
             return super().state_dict()
         finally:
-            self.state = in_arena
+            self.state.update(in_arena)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up a saved state: the run goes on bit for bit as if it had never stopped.
