@@ -16,7 +16,7 @@ from hyperadam.evaluation.metrics import (
     interquartile_interval,
     interquartile_mean,
     log_ratios,
-    mean_interval,
+    median_task_interval,
     performance_profile,
     performance_ratios,
     seconds_to_target,
@@ -70,14 +70,14 @@ def test_its_interval_draws_seeds_within_tasks():
     assert high == math.inf
 
 
-def test_the_interval_of_a_mean_over_tasks():
-    assert mean_interval([np.full(3, 1.0), np.full(2, 4.0)]) == (2.5, 2.5)
-    low, high = mean_interval([np.array([0.0, 1.0]), np.array([0.0, 1.0])])
+def test_the_interval_of_the_median_task():
+    assert median_task_interval([np.full(3, 1.0), np.full(2, 4.0)]) == (2.5, 2.5)
+    low, high = median_task_interval([np.array([0.0, 1.0]), np.array([0.0, 1.0])])
     assert (low, high) == (0.0, 1.0)
     # A task counts by its mean, however many seeds it has.
-    low, high = mean_interval([np.zeros(50), np.array([0.0, 1.0])])
+    low, high = median_task_interval([np.zeros(50), np.array([0.0, 1.0])])
     assert (low, high) == (0.0, 0.5)
-    assert all(map(math.isnan, mean_interval([np.ones(2), np.ones(1)])))
+    assert all(map(math.isnan, median_task_interval([np.ones(2), np.ones(1)])))
 
 
 def test_log_ratios():

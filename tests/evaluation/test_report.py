@@ -353,7 +353,7 @@ def test_uses_of_the_same_weights_are_compared_in_pairs(tmp_path):
     rows = paired_table(page)
     assert rows[TASK] == ["1.00× | 0.50 to 2.00", "2.00× | 2.00 to 2.00"]
     assert rows["sine-lstm1"] == ["1.00× | 1.00 to 1.00", "8.00× | 8.00 to 8.00"]
-    mean, isotropic = rows["all tasks alike"]
+    mean, isotropic = rows["median task"]
     assert mean == "1.00× | 0.71 to 1.41"
     assert isotropic == "4.00× | 4.00 to 4.00"
     assert "**4.00×**" in markdown

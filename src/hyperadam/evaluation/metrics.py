@@ -93,10 +93,10 @@ def interquartile_interval(
     return float(low), float(high)
 
 
-def mean_interval(
+def median_task_interval(
     values_KS: Sequence[np.ndarray], *, resamples: int = RESAMPLES, seed: int = 0
 ) -> tuple[float, float]:
-    """95% interval of the mean over tasks of their means, drawing seeds within each task.
+    """95% interval of the median over tasks of their means, drawing seeds within each task.
 
     Args:
         values_KS: the values of each task, finite; tasks may differ in their numbers of seeds.
@@ -114,7 +114,7 @@ def mean_interval(
         for values in values_KS
     ]
     tail = 50 * (1 - CONFIDENCE)
-    low, high = np.percentile(np.mean(means, axis=0), (tail, 100 - tail))
+    low, high = np.percentile(np.median(means, axis=0), (tail, 100 - tail))
     return float(low), float(high)
 
 

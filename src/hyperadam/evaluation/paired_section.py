@@ -16,7 +16,7 @@ from hyperadam.evaluation.document import (
     Table,
     say,
 )
-from hyperadam.evaluation.metrics import log_ratios, mean_interval
+from hyperadam.evaluation.metrics import log_ratios, median_task_interval
 from hyperadam.evaluation.series import Entry, Group, Series
 
 
@@ -74,12 +74,12 @@ def _differences(base: Entry, other: Entry) -> tuple[np.ndarray, int]:
 
 
 def _cell(differences_KS: list[np.ndarray], left_out: int) -> Cell:
-    mean = float(np.mean([values.mean() for values in differences_KS]))
-    low, high = mean_interval(differences_KS)
+    middle = float(np.median([values.mean() for values in differences_KS]))
+    low, high = median_task_interval(differences_KS)
     small = [] if math.isnan(low) else [f"{math.exp(low):.2f} to {math.exp(high):.2f}"]
     if left_out:
         small.append(f"{left_out} with a diverged run left out")
-    return Cell(f"{math.exp(mean):.2f}×", strong=low > 0 or high < 0, small="; ".join(small))
+    return Cell(f"{math.exp(middle):.2f}×", strong=low > 0 or high < 0, small="; ".join(small))
 
 
 def _table(group: Group, family: list[Series]) -> Table:
@@ -101,7 +101,7 @@ def _table(group: Group, family: list[Series]) -> Table:
 
     rows = [(task, tuple(cell(series, [task]) for series in others)) for task in tasks]
     if len(tasks) > 1:
-        rows.append(("all tasks alike", tuple(cell(series, tasks) for series in others)))
+        rows.append(("median task", tuple(cell(series, tasks) for series in others)))
     return Table(
         (("task", ""), *((series.name, f"{series.track}, over {base.name}") for series in others)),
         tuple(rows),
