@@ -23,8 +23,10 @@ def from_values(cls: type[T], values: Mapping[str, Any], *, what: str) -> T:
         what: names the values in errors.
 
     Raises:
-        ConfigError: an unknown field, a wrong type or an impossible value.
+        ConfigError: no settings by name, an unknown field, a wrong type or an impossible value.
     """
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{what}: settings have names; got {str(values)[:80]!r}")
     known = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
     for name in values:
         if name not in known:

@@ -26,7 +26,7 @@ def digest(tensors: Mapping[str, Tensor], notes: Mapping[str, object]) -> str:
     for name in sorted(tensors):
         value = tensors[name]
         sha.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        sha.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        sha.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return sha.hexdigest()
 
 
@@ -53,18 +53,32 @@ def write(
 
 
 def read(
-    path: Path, *, format_: str, version: int, error: type[HyperAdamError]
+    path: Path,
+    *,
+    format_: str,
+    version: int,
+    error: type[HyperAdamError],
+    max_bytes: int | None = None,
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read what :func:`write` wrote.
+
+    Args:
+        path: of the file.
+        format_, version: that it must have.
+        error: class of what is raised.
+        max_bytes: a larger file is refused without reading it; None: any size.
 
     Returns:
         Tensors by name and notes.
 
     Raises:
-        error: no such file, truncated or damaged, or of another format or version.
+        error: no such file, too large, truncated or damaged, or of another format or version.
     """
     if not path.is_file():
         raise error(f"no file at {path}")
+    size = path.stat().st_size
+    if max_bytes is not None and size > max_bytes:
+        raise error(f"{path} has {size:,} bytes; such files have at most {max_bytes:,}")
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = dict(file.metadata() or {})

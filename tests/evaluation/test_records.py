@@ -36,7 +36,7 @@ def add(folder, *records):
 
 
 def test_a_line_and_back():
-    record = make_record(losses=[1.23456789, math.nan, math.inf], trace={"at": [0]})
+    record = make_record(losses=[1.23456789, math.nan, math.inf], trace={"at": [0], "layers": []})
     line = record.to_json()
     assert "\n" not in line
     values = json.loads(line)
@@ -133,6 +133,20 @@ BAD = {
         ("train_loss", "abc", "train_loss has not one number a step"),
         ("train_loss", [1, "x", 2], "train_loss holds more than numbers"),
         ("surprise", 1, "unknown fields: surprise"),
+        ("lr", math.nan, "NaN is no number of JSON"),
+        ("lr", 0.0, "lr is"),
+        ("val_loss", 10**400, "val_loss is"),
+        ("wall_s", -1.0, "wall_s is"),
+        ("seed", 2**63, "seed is"),
+        ("steps", 0, "steps is"),
+        ("schedule", "cosin", "schedule is"),
+        ("task", "a\ud800", "task is"),
+        ("train_loss", [1, True, 2], "train_loss holds more than numbers"),
+        ("train_loss", [1, 10**400, 2], "train_loss holds more than numbers"),
+        ("trace", {"at": [0]}, "trace is"),
+        ("trace", {"at": [0], "layers": [], "rho": [[1.0], [2.0]]}, "trace is"),
+        ("trace", {"at": [1, 0], "layers": []}, "trace is"),
+        ("trace", {"at": [0], "layers": [], "beta_quantiles": [[1.0] * 4]}, "trace is"),
     ],
 )
 def test_fields_are_checked(field, value, message):

@@ -8,7 +8,8 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterator, Mapping
+import zlib
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -18,11 +19,13 @@ import numpy as np
 
 from hyperadam.errors import RunError
 from hyperadam.files import atomic_write
+from hyperadam.rule import MAX_SEED
 
 Schedule = Literal["none", "cosine"]
 SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
 
 RUNS = "runs.jsonl"
+PARTS = "runs.rank*.jsonl"
 DAMAGED = "runs.damaged"
 LOCK = ".lock"
 
@@ -31,6 +34,9 @@ FINAL_STEPS = 10
 
 FIRST_TUNING_SEED = 1_000_000
 """Seeds from here on choose learning rates; no reported figure is of them."""
+
+MAX_BYTES = 4 * 2**30
+"""Of a results file, unpacked. A run of 10,000 steps is a fifth of a megabyte."""
 
 SIGNIFICANT_DIGITS = 6
 """Of the losses in a file; float32, which they were computed in, has seven."""
@@ -140,7 +146,7 @@ class Record(RunKey):
         Raises:
             ValueError: it is not one.
         """
-        values = json.loads(line)
+        values = json.loads(line, parse_constant=_refuse_constant)
         if not isinstance(values, dict):
             raise ValueError("not an object")
         names = {field.name for field in dataclasses.fields(cls)}
@@ -148,47 +154,106 @@ class Record(RunKey):
             raise ValueError(f"it lacks {', '.join(sorted(missing))}")
         if unknown := set(values) - names:
             raise ValueError(f"it has unknown fields: {', '.join(sorted(unknown)[:5])}")
-        for name, kinds in _KINDS.items():
-            if name in _OPTIONAL and name not in values:
-                continue
-            good = isinstance(values[name], kinds) and not isinstance(values[name], bool)
-            if not (isinstance(values[name], bool) if kinds is bool else good):
+        for name, is_good in _CHECKS.items():
+            if name in values and not is_good(values[name]):
                 raise ValueError(f"{name} is {str(values[name])[:40]!r}")
         for name in _CURVES:
             curve = values[name]
             if not isinstance(curve, list) or len(curve) != values["steps"]:
                 raise ValueError(f"{name} has not one number a step")
-            try:
-                values[name] = np.array([math.nan if x is None else x for x in curve], np.float64)
-            except (TypeError, ValueError, OverflowError):
-                raise ValueError(f"{name} holds more than numbers") from None
+            if not _is_row(curve, len(curve)):
+                raise ValueError(f"{name} holds more than numbers")
+            values[name] = np.array([math.nan if x is None else x for x in curve], np.float64)
         return cls(**values)
 
 
 _KEY = tuple(field.name for field in dataclasses.fields(RunKey))
 _CURVES = ("train_loss", "train_loss_post")
 _OPTIONAL = {"source", "trace"}
-_NUMBER = (int, float)
-_KINDS: Mapping[str, Any] = {
-    "task": str,
-    "optimizer": str,
-    "weights": (str, type(None)),
-    "lr": _NUMBER,
-    "seed": int,
-    "steps": int,
-    "schedule": str,
-    "learned": bool,
-    "default_lr": _NUMBER,
-    "val_loss": (*_NUMBER, type(None)),
-    "val_accuracy": (*_NUMBER, type(None)),
-    "wall_s": _NUMBER,
-    "optimizer_s": _NUMBER,
-    "peak_mb": _NUMBER,
-    "diverged": bool,
-    "suite": str,
-    "version": str,
-    "machine": str,
-    "source": str,
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _is_text(value: object) -> bool:
+    """Whether it is words that can be shown and written again."""
+    return isinstance(value, str) and value.isprintable()
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_SEED
+
+
+def _is_number(value: object) -> bool:
+    """Whether it is a number, and one that float64 holds."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    return abs(value) <= sys.float_info.max
+
+
+def _is_row(value: object, length: int) -> bool:
+    """Whether it is a list of so many numbers, with None for those that were not finite."""
+    if not isinstance(value, list) or len(value) != length:
+        return False
+    return all(x is None or _is_number(x) for x in value)
+
+
+def _is_table(value: object, rows: int, columns: int | None) -> bool:
+    """Whether it is a list of rows of one length; ``columns`` None: any."""
+    if not isinstance(value, list) or len(value) != rows:
+        return False
+    if columns is None:
+        columns = len(value[0]) if value and isinstance(value[0], list) else 0
+    return all(_is_row(row, columns) for row in value)
+
+
+def _is_trace(value: object) -> bool:
+    """Whether it is what :meth:`hyperadam.evaluation.trace.Tracer.to_record` makes, or a part."""
+    if not isinstance(value, dict):
+        return value is None
+    at, layers = value.get("at"), value.get("layers")
+    if not isinstance(at, list) or not isinstance(layers, list):
+        return False
+    if not (all(map(_is_whole, at)) and at == sorted(set(at)) and all(map(_is_text, layers))):
+        return False
+    columns: dict[str, int | None] = {
+        **dict.fromkeys(("beta", "gamma", "rho", "rho_std")),
+        **dict.fromkeys(("beta_quantiles", "gamma_quantiles"), 5),
+        **dict.fromkeys(("std", "snr", "update_rms"), len(layers)),
+    }
+    return all(
+        table is None or _is_table(table, len(at), columns[name])
+        for name, table in value.items()
+        if name in columns
+    )
+
+
+def _or_none(is_good: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: value is None or is_good(value)
+
+
+_CHECKS: Mapping[str, Callable[[Any], bool]] = {
+    "task": _is_text,
+    "optimizer": _is_text,
+    "weights": _or_none(_is_text),
+    "lr": lambda value: _is_number(value) and value > 0,
+    "seed": _is_whole,
+    "steps": lambda value: _is_whole(value) and value != 0,
+    "schedule": lambda value: value in SCHEDULES,
+    "learned": lambda value: isinstance(value, bool),
+    "default_lr": lambda value: _is_number(value) and value > 0,
+    "val_loss": _or_none(_is_number),
+    "val_accuracy": _or_none(_is_number),
+    "wall_s": lambda value: _is_number(value) and value >= 0,
+    "optimizer_s": lambda value: _is_number(value) and value >= 0,
+    "peak_mb": lambda value: _is_number(value) and value >= 0,
+    "diverged": lambda value: isinstance(value, bool),
+    "suite": _is_text,
+    "version": _is_text,
+    "machine": _is_text,
+    "source": _is_text,
+    "trace": _is_trace,
 }
 
 
@@ -212,11 +277,29 @@ def _parse(text: str) -> tuple[list[Record], list[tuple[int, str, str]]]:
     return records, damaged
 
 
+def _content(path: Path) -> bytes:
+    size = path.stat().st_size
+    if size > MAX_BYTES:
+        raise RunError(f"{path} has {size:,} bytes; results have at most {MAX_BYTES:,}")
+    return path.read_bytes()
+
+
+def _unpacked(path: Path) -> bytes:
+    content = bytearray()
+    with gzip.open(path) as file:
+        while piece := file.read(1 << 20):
+            content += piece
+            if len(content) > MAX_BYTES:
+                raise RunError(f"{path} unpacks to more than {MAX_BYTES:,} bytes")
+    return bytes(content)
+
+
 def read_records(folder: Path) -> tuple[list[Record], list[str]]:
     """All runs of a results folder, each once.
 
     Args:
-        folder: with ``runs.jsonl``, or ``runs.jsonl.gz`` as committed results are.
+        folder: with ``runs.jsonl``, or ``runs.jsonl.gz`` as committed results are, and what
+            several ranks have not yet joined to it.
 
     Returns:
         The runs, and what is to be said of damaged lines.
@@ -225,26 +308,39 @@ def read_records(folder: Path) -> tuple[list[Record], list[str]]:
         RunError: there are no results, or they can't be read.
     """
     path, packed = folder / RUNS, folder / f"{RUNS}.gz"
+    contents: dict[str, bytes] = {}
     try:
         if path.is_file():
-            content = path.read_bytes()
+            contents[RUNS] = _content(path)
         elif packed.is_file():
-            content = gzip.decompress(packed.read_bytes())
-        else:
-            raise RunError(f"no results in {folder}: it has neither {RUNS} nor {RUNS}.gz")
-    except (OSError, EOFError) as error:
+            contents[RUNS] = _unpacked(packed)
+        contents |= {part.name: _content(part) for part in sorted(folder.glob(PARTS))}
+    except (OSError, EOFError, zlib.error) as error:
         raise RunError(f"the results in {folder} can't be read: {error}") from None
-    records, damaged = _parse(content.decode("utf-8", errors="replace"))
-    remarks = [f"{RUNS}, line {number} is damaged: {reason}" for number, _, reason in damaged]
+    if not contents:
+        raise RunError(f"no results in {folder}: it has neither {RUNS} nor {RUNS}.gz")
+    records: list[Record] = []
+    remarks: list[str] = []
+    for name, content in contents.items():
+        found, damaged = _parse(content.decode("utf-8", errors="replace"))
+        records += found
+        remarks += [f"{name}, line {number} is damaged: {reason}" for number, _, reason in damaged]
     return list({record.key: record for record in records}.values()), remarks
 
 
 class RunStore:
-    """A results folder to add runs to. Each is on disk before the next is waited for."""
+    """A results folder to add runs to. Each is on disk before the next is waited for.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: the results folder.
+        rank: of the process, where several fill the folder. The first one opens it for all; the
+            others write files of their own, which it joins to ``runs.jsonl``.
+    """
+
+    def __init__(self, folder: Path, rank: int = 0) -> None:
         self.folder = folder
-        self.path = folder / RUNS
+        self.runs = folder / RUNS
+        self.path = folder / PARTS.replace("*", str(rank)) if rank else self.runs
 
     @contextmanager
     def opened(self) -> Iterator[list[Record]]:
@@ -266,21 +362,33 @@ class RunStore:
             raise RunError(f"another process is at work in {self.folder}") from None
 
     def _mended(self) -> list[Record]:
-        if not self.path.exists():
-            if self.path.with_suffix(".jsonl.gz").exists():
-                raise RunError(f"{self.folder} holds packed results: gunzip {RUNS}.gz to go on")
-            return []
-        text = self.path.read_bytes().decode("utf-8", errors="replace")
-        records, damaged = _parse(text)
-        for number, _, reason in damaged:
-            print(f"{self.path}, line {number} is damaged ({reason}): run again", file=sys.stderr)
-        if damaged:
-            with (self.folder / DAMAGED).open("a", encoding="utf-8") as file:
-                file.writelines(f"{line}\n" for _, line, _ in damaged)
-        if damaged or (text and not text.endswith("\n")):
+        packed = self.folder / f"{RUNS}.gz"
+        if not self.runs.exists() and packed.exists():
+            raise RunError(f"{self.folder} holds packed results: gunzip {RUNS}.gz to go on")
+        parts = sorted(self.folder.glob(PARTS))
+        records: list[Record] = []
+        changed = bool(parts)
+        for path in [self.runs, *parts] if self.runs.exists() else parts:
+            text = _content(path).decode("utf-8", errors="replace")
+            found, damaged = _parse(text)
+            records += found
+            changed = changed or bool(damaged) or bool(text and not text.endswith("\n"))
+            for number, _, reason in damaged:
+                print(f"{path}, line {number} is damaged ({reason}): run again", file=sys.stderr)
+            if damaged:
+                with (self.folder / DAMAGED).open("a", encoding="utf-8") as file:
+                    file.writelines(f"{line}\n" for _, line, _ in damaged)
+        if changed:
+            records = list({record.key: record for record in records}.values())
             whole = "".join(f"{record.to_json()}\n" for record in records)
-            atomic_write(self.path, whole.encode())
+            atomic_write(self.runs, whole.encode())
+        for part in parts:
+            part.unlink()
         return records
+
+    def join_parts(self) -> None:
+        """Add what the other ranks have written to ``runs.jsonl``; the folder is open."""
+        self._mended()
 
     def add(self, record: Record) -> None:
         """Append a run and force it to disk."""

@@ -118,6 +118,8 @@ class MetaTrainConfig:
         Raises:
             ConfigError: an unknown setting, a wrong type or an impossible value.
         """
+        if not isinstance(values, Mapping):
+            raise ConfigError(f"a configuration is a table of settings; got {str(values)[:80]!r}")
         rule = values.get("rule", {"rule": VariationalHyperAdamRule.name})
         if not isinstance(rule, Mapping):
             raise ConfigError(f"rule must be a table of settings; got {rule!r}")

@@ -19,6 +19,7 @@ from typing import Any
 
 import filelock
 
+from hyperadam.config import from_values
 from hyperadam.errors import ConfigError, RunError
 from hyperadam.files import atomic_write
 from hyperadam.interrupt import interruption
@@ -49,11 +50,19 @@ class RunLabel:
         preset: the preset's name, with the settings that were changed.
         licence: of the exported numbers; ``"unspecified"`` where none is given.
         commit: of the program that started the run.
+
+    Raises:
+        ConfigError: a text that can't be shown, such as bytes that are not UTF-8.
     """
 
     preset: str
     licence: str
     commit: str
+
+    def __post_init__(self) -> None:
+        for name, text in vars(self).items():
+            if not text.isprintable():
+                raise ConfigError(f"{name} is no printable text: {text!a}")
 
 
 class RunFolder:
@@ -94,8 +103,9 @@ class RunFolder:
         """
         try:
             values = json.loads((self / CONFIG).read_text(encoding="utf-8"))
-            return MetaTrainConfig.from_dict(values["config"]), RunLabel(**values["label"])
-        except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
+            label = from_values(RunLabel, values["label"], what="label")
+            return MetaTrainConfig.from_dict(values["config"]), label
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise RunError(f"{self / CONFIG} can't be read: {error}") from None
 
     def write_config(self, config: MetaTrainConfig, label: RunLabel) -> None:

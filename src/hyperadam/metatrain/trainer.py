@@ -230,9 +230,20 @@ class MetaTrainer:
         """Take up the run where :meth:`state` left it.
 
         Raises:
-            KeyError, RuntimeError: the tensors are not those of a run with this configuration.
+            KeyError, ValueError, RuntimeError: the tensors are not those of a run with this
+                configuration.
         """
+        config = self.config
         self.run, self.unroll_in_run = (int(value) for value in tensors["position"])
+        if not (
+            0 <= self.run <= config.inner_runs
+            and self.run % config.tasks_per_step == 0
+            and 0 <= self.unroll_in_run < config.unrolls_per_run
+        ):
+            raise ValueError("the position is outside the run")
+        history = tensors["history"]
+        if history.shape[1:] != (len(HISTORY_COLUMNS),):
+            raise ValueError(f"the history has shape {tuple(history.shape)}")
         self.history = [
             MetaStep(
                 index=int(row[0]),
@@ -244,21 +255,21 @@ class MetaTrainer:
                 grad_norm=row[6],
                 applied=bool(row[7]),
             )
-            for row in tensors["history"].tolist()
+            for row in history.tolist()
         ]
-        with torch.no_grad():
-            for name, value in self.theta.items():
-                value.copy_(tensors[f"theta.{name}"])
         saved: dict[int, dict[str, Tensor]] = {}
-        for index, name in enumerate(self.theta):
-            suffix = f".{name}"
-            saved[index] = {
-                key.removeprefix("meta_optimizer.").removesuffix(suffix): moment.clone()
-                for key, moment in tensors.items()
-                if key.startswith("meta_optimizer.") and key.endswith(suffix)
-            }
-        moments = {index: state for index, state in saved.items() if state}
-        self.meta_optimizer.load_state_dict(self.meta_optimizer.state_dict() | {"state": moments})
+        for index, (name, value) in enumerate(self.theta.items()):
+            with torch.no_grad():
+                value.copy_(_of_form(tensors[f"theta.{name}"], value))
+            if f"meta_optimizer.step.{name}" in tensors:
+                moments = {"step": torch.tensor(0.0), "exp_avg": value, "exp_avg_sq": value}
+                saved[index] = {
+                    key: _of_form(tensors[f"meta_optimizer.{key}.{name}"], like).clone()
+                    for key, like in moments.items()
+                }
+                if not bool(saved[index]["step"] >= 1):
+                    raise ValueError("the meta-optimizer's step is no count")
+        self.meta_optimizer.load_state_dict(self.meta_optimizer.state_dict() | {"state": saved})
         if not self.finished:
             self._begin_runs()
         shaped = {
@@ -274,4 +285,11 @@ class MetaTrainer:
             # Checkpoints from before there were several tasks have no dimension for them.
             saved = saved.reshape(self.config.tasks_per_step, *like.shape[1:])
             saved = saved.narrow(0, self.ranks.rank * len(like), len(like))
-        return saved.reshape(like.shape).to(self.device)
+        return _of_form(saved.reshape(like.shape), like).to(self.device)
+
+
+def _of_form(saved: Tensor, like: Tensor) -> Tensor:
+    """``saved``, if it has the shape and dtype of ``like``."""
+    if saved.shape != like.shape or saved.dtype != like.dtype:
+        raise ValueError(f"{tuple(saved.shape)} of {saved.dtype} is not {tuple(like.shape)}")
+    return saved

@@ -47,7 +47,7 @@ class Weights:
         licence: of the numbers.
 
     Raises:
-        WeightsError: theta does not fit the rule, or a number is not finite.
+        WeightsError: theta does not fit the rule, a number is not finite, or a text can't be shown.
     """
 
     rule: Rule
@@ -66,6 +66,9 @@ class Weights:
         except (TypeError, ValueError, OverflowError) as error:
             raise WeightsError(f"lr or steps is no number: {error}") from None
         notes = {name: str(getattr(self, name)) for name in _NOTES}
+        for name, note in notes.items():
+            if not note.isprintable():
+                raise WeightsError(f"{name} is no printable text: {note[:80]!a}")
         theta = {name: value.detach().cpu().clone() for name, value in self.theta.items()}
         for name, value in {**plain, **notes, "theta": theta}.items():
             object.__setattr__(self, name, value)
