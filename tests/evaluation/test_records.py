@@ -40,7 +40,7 @@ def test_a_line_and_back():
     line = record.to_json()
     assert "\n" not in line
     values = json.loads(line)
-    assert values["train_loss"] == [1.23457, None, None]
+    assert values["train_loss"] == [1.235, None, None]
     back = Record.from_json(line)
     assert np.isnan(back.train_loss[1:]).all()
     assert same(

@@ -242,8 +242,12 @@ def evaluate(
     for baseline in baselines:  # a library that is missing is told before hours have gone by
         baseline.build([torch.nn.Parameter(torch.zeros(1))], baseline.default_lr, 0)
     tasks = tasks_of(find_suite(config.suite), config.tasks)
-    cells = [Cell(config, task, baseline) for task in tasks for baseline in baselines]
-    cells = cells[ranks.rank :: ranks.count]
+    cells = [
+        Cell(config, task, baseline)
+        for number, task in enumerate(tasks)
+        for place, baseline in enumerate(baselines)
+        if (number + place) % ranks.count == ranks.rank  # each has some of every optimizer
+    ]
     store = RunStore(folder, ranks.rank)
     with contextlib.ExitStack() as held:
         there = _open_for_all(store, ranks, held)
@@ -293,14 +297,14 @@ def evaluate(
                     "same command goes on"
                 ) from None
         finished_all = not waiting and not pending and not stopped.is_set()
-        if failures:
-            raise RunError(
-                f"{len(failures)} runs failed, the first: {failures[0]}; the others were made and "
-                f"are kept"
-            )
-        (unfinished,) = ranks.any(not finished_all)  # and all have written what they have
+        # When all have answered, all have written what they have.
+        unfinished, failed = ranks.any(not finished_all, bool(failures))
         if ranks.first:
             store.join_parts()
+        if failed:
+            first = f"{len(failures)} runs failed, the first: {failures[0]}"
+            where = first if failures else "runs of another process failed"
+            raise RunError(f"{where}; the others were made and are kept")
     diverged = sum(record.diverged and not record.is_tuning for record in made)
     counts = ranks.mean(torch.tensor([len(made), diverged], dtype=torch.float64)) * ranks.count
     all_made, all_diverged = (round(count) for count in counts.tolist())
@@ -393,7 +397,7 @@ def _run(key: RunKey, text: str, suite: str) -> Record:
         validate=reported,
         tracer=tracer,
     )
-    return Record(
+    record = Record(
         **dataclasses.asdict(key),
         learned=baseline.learned,
         default_lr=baseline.default_lr,
@@ -411,6 +415,8 @@ def _run(key: RunKey, text: str, suite: str) -> Record:
         source=source_version(),
         trace=None if tracer is None else tracer.to_record(),
     )
+    # As it will be read again: what is chosen by it must not depend on whether it was.
+    return Record.from_json(record.to_json())
 
 
 def _finite(value: float | None) -> float | None:
