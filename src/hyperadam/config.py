@@ -33,6 +33,8 @@ def from_values(cls: type[T], values: Mapping[str, Any], *, what: str) -> T:
             raise ConfigError(f"{what}: {unknown_name('setting', name, known)}")
     try:
         return TypeAdapter(cls).validate_python(dict(values))
+    except UnicodeError as error:  # of half a surrogate pair, which an error would show
+        raise ConfigError(f"{what}: a text is not Unicode: {error}") from None
     except ValidationError as error:
         first = error.errors()[0]
         if first["type"] == "value_error":  # raised by the dataclass itself

@@ -36,8 +36,9 @@ class Ranks:
         return vector
 
     def gather(self, share_B: Tensor) -> Tensor:
-        """All processes' shares of a tensor, joined along the first dimension in their order."""
-        return share_B
+        """All processes' shares of a tensor, joined along the first dimension in their order, on
+        the CPU of the first one; the others have their own share back."""
+        return share_B.cpu()
 
     def any(self, *flags: bool) -> tuple[bool, ...]:
         """Whether any process says so, for each question."""
@@ -74,9 +75,10 @@ class GroupRanks(Ranks):
     def gather(self, share_B: Tensor) -> Tensor:
         from torch import distributed
 
-        shares = [torch.empty_like(share_B) for _ in range(self.count)]
-        distributed.all_gather(shares, share_B.contiguous())
-        return torch.cat(shares)
+        share_B = share_B.cpu().contiguous()
+        shares = [torch.empty_like(share_B) for _ in range(self.count)] if self.first else None
+        distributed.gather(share_B, shares)
+        return share_B if shares is None else torch.cat(shares)
 
     def any(self, *flags: bool) -> tuple[bool, ...]:
         from torch import distributed

@@ -320,6 +320,20 @@ def test_looking_at_the_state_does_not_spoil_the_state_dict():
     make(params).load_state_dict(optimizer.state_dict())
 
 
+def test_a_state_dict_has_its_own_memory():
+    """Also what lies in one tile, which needs no copy to be in order."""
+    params = make_params(10, 3000)
+    optimizer = make(params)
+    train(optimizer, params, 2)
+    saved = optimizer.state_dict()["state"]
+    before = copy.deepcopy(saved)
+    train(optimizer, params, 1)
+    for number, fields in saved.items():
+        for name, value in fields.items():
+            assert torch.equal(value, before[number][name]), name
+            assert value.untyped_storage().nbytes() < 2 * value.nbytes + 4096, name
+
+
 def test_a_group_added_later_joins():
     first, second = make_params(4), make_params(3, seed=1)
     optimizer = make(first)

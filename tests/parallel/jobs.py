@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 
 import torch
@@ -329,3 +330,57 @@ def run_examples(rank, size, examples, folder):
         inner = getattr(optimizer, "optim", optimizer)
         taken.append({int(entry["step"]) for entry in inner.state_dict()["state"].values()})
     return taken
+
+
+def saved_state(rank, size, folder):
+    """Ways to keep a state dict of shards; whether a later step leaves them as they were."""
+    model, optimizer = make_sharded(size)
+    train(model, optimizer, range(2), rank, size)
+    state = optimizer.state_dict()
+    path = folder / f"{rank}.pt"
+    torch.save(state, path)
+    kept = copy.deepcopy(state["state"])
+    train(model, optimizer, range(2, 3), rank, size)
+    loaded = torch.load(path, weights_only=False)["state"]
+    for number, fields in state["state"].items():
+        for name, value in fields.items():
+            for other in (kept, loaded):
+                assert torch.equal(own_numbers(value), own_numbers(other[number][name])), name
+    size_of = sum(own_numbers(v).nbytes for f in state["state"].values() for v in f.values())
+    return path.stat().st_size < 2 * size_of + 60_000
+
+
+def own_numbers(value):
+    return value.to_local() if isinstance(value, DTensor) else value
+
+
+def explain(rank, size):
+    """What each process sees of a step, where two have no parameter."""
+    model = DistributedDataParallel(make_small_model())
+    optimizer = make_zero(model)
+    x, y = batch(0, torch.float64, rank, size)
+    F.mse_loss(model(x), y).backward()
+    found = optimizer.optim.explain()
+    return sorted(tuple(each.mean_N.shape) for each in found.values())
+
+
+def frozen(rank, size):
+    """Nothing is trained: nothing happens, and nothing fails."""
+    model = make_model().requires_grad_(False)
+    fully_shard(model, mesh=mesh_of(size))
+    optimizer = VariationalHyperAdam(model.parameters())
+    optimizer.step()
+    return optimizer.state_dict()["state"]
+
+
+def fsdp1(rank, size, use_orig_params):
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    model = FullyShardedDataParallel(
+        make_model(), device_id=torch.device("cpu"), use_orig_params=use_orig_params
+    )
+    try:
+        VariationalHyperAdam(model.parameters())
+    except ConfigError as error:
+        return str(error)
+    return ""

@@ -33,16 +33,18 @@ def test_many_ranks_are_one_rank_of_all_tasks(pools):
     expected = jobs.meta_train(0, 1, SMOKE, 5)
     for size in (2, 4):
         states = pools[size].run(jobs.meta_train, SMOKE, 5)
-        for state in states:
-            assert_same_run(state, expected, 2e-4)  # float32, and Adam's first steps
-            assert_same_run(state, states[0], 0)  # the same bits everywhere
+        assert_same_run(states[0], expected, 2e-4)  # float32, and Adam's first steps
+        for state in states:  # the same bits everywhere
+            for name, value in state.items():
+                if not name.startswith("inner."):
+                    assert torch.equal(value, states[0][name]), name
 
 
 def test_any_number_of_ranks_goes_on(pools):
     two = pools[2].run(jobs.meta_train, SMOKE, 3)[0]
     expected = pools[2].run(jobs.meta_train, SMOKE, 5)[0]
     assert_same_run(pools[2].run(jobs.meta_train, SMOKE, 2, two)[0], expected, 0)
-    assert_same_run(pools[4].run(jobs.meta_train, SMOKE, 2, two)[3], expected, 2e-4)
+    assert_same_run(pools[4].run(jobs.meta_train, SMOKE, 2, two)[0], expected, 2e-4)
     assert_same_run(jobs.meta_train(0, 1, SMOKE, 2, two), expected, 2e-4)
 
 

@@ -130,3 +130,21 @@ def test_the_pages_examples(pools, tmp_path):
     fsdp, zero, saved = re.findall(r"```py\n(.*?)```", page, re.DOTALL)
     for taken in pools[2].run(jobs.run_examples, [zero, fsdp, saved], tmp_path / "saved"):
         assert taken == [{1}, {1}, {2}]
+
+
+def test_a_saved_state_dict_stays(pools, tmp_path):
+    assert pools[2].run(jobs.saved_state, tmp_path) == [True, True]
+
+
+def test_explaining_takes_all_processes(pools):
+    assert sorted(pools[4].run(jobs.explain)) == [[], [], [(13,)], [(13, 6)]]
+
+
+def test_nothing_to_train(pools):
+    assert pools[2].run(jobs.frozen) == [{}, {}]
+
+
+@pytest.mark.parametrize("use_orig_params", [True, False])
+def test_fsdp1_is_refused(pools, use_orig_params):
+    for message in pools[2].run(jobs.fsdp1, use_orig_params):
+        assert "use fully_shard (FSDP2)" in message

@@ -37,7 +37,7 @@ def load_checkpoint(path: Path, trainer: MetaTrainer) -> None:
         same = MetaTrainConfig.from_dict(json.loads(notes["config"])) == trainer.config
         if same:
             trainer.load_state(tensors)
-    except (KeyError, ValueError, TypeError, RuntimeError) as error:
+    except (KeyError, ValueError, TypeError, OverflowError, RuntimeError) as error:
         raise RunError(f"{path} does not hold this run's state: {error}") from None
     if not same:
         raise RunError(f"{path} is the checkpoint of a run with another configuration")

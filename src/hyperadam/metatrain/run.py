@@ -61,7 +61,7 @@ class RunLabel:
 
     def __post_init__(self) -> None:
         for name, text in vars(self).items():
-            if not text.isprintable():
+            if not all(map(str.isprintable, text.splitlines())):
                 raise ConfigError(f"{name} is no printable text: {text!a}")
 
 

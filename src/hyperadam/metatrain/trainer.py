@@ -208,8 +208,8 @@ class MetaTrainer:
     def state(self) -> dict[str, Tensor]:
         """Everything that the next meta-step depends on, and the history; on the CPU.
 
-        The inner runs of all processes are in it: they call this together, and any number of them
-        can go on from it.
+        Several processes call this together. The first one's has the inner runs of all, and any
+        number of processes can go on from it; that of the others has their own share.
         """
         tensors = {
             "position": torch.tensor([self.run, self.unroll_in_run]),
@@ -230,8 +230,8 @@ class MetaTrainer:
         """Take up the run where :meth:`state` left it.
 
         Raises:
-            KeyError, ValueError, RuntimeError: the tensors are not those of a run with this
-                configuration.
+            KeyError, ValueError, OverflowError, RuntimeError: the tensors are not those of a run
+                with this configuration.
         """
         config = self.config
         self.run, self.unroll_in_run = (int(value) for value in tensors["position"])
@@ -276,6 +276,8 @@ class MetaTrainer:
             name: self._own_share(tensors[f"inner.rule.{name}"], value)
             for name, value in self.carry.rule_state.unpack().tensors().items()
         }
+        if not 0 <= int(shaped["step"]) <= config.trajectory_length:
+            raise ValueError("the inner step is outside the run")
         params_BN = self._own_share(tensors["inner.params"], self.carry.params_BN)
         self.carry = InnerState(params_BN, self.rule.pack(RuleState(**shaped)))
 

@@ -117,16 +117,22 @@ class Arena:
     def fields(self, number: int) -> dict[str, Tensor]:
         """A parameter's state in the form of a state dict: ``step``, and each field as a tensor of
         shape (*param.shape, *width), with memory of its own, a DTensor where the parameter is."""
-        shape = self._shapes[number]
-        found = self.layout.unpack(self._tiles(number), shape.numel())
+        shape, tiles = self._shapes[number], self._tiles(number)
+        found = self.layout.unpack(tiles, shape.numel())
         columns = {
-            key: found[field].reshape(*shape, *self.layout.widths[field]).contiguous()
+            key: _apart(found[field].reshape(*shape, *self.layout.widths[field]), tiles)
             for field, key in keys(self.layout).items()
         }
         param = self.params[number]
         return {"step": self.steps_P[number].clone()} | {
             key: spread_like(values, param) for key, values in columns.items()
         }
+
+
+def _apart(values: Tensor, tiles: Tensor) -> Tensor:
+    """Contiguous values in memory of their own; what lies in one tile is a view of it till here."""
+    shared = values.untyped_storage().data_ptr() == tiles.untyped_storage().data_ptr()
+    return values.clone(memory_format=torch.contiguous_format) if shared else values.contiguous()
 
 
 def keys(layout: TileLayout) -> dict[str, str]:

@@ -204,6 +204,12 @@ class LearnedOptimizer(torch.optim.Optimizer):
             param_group = group
         super().add_param_group(param_group)
         for param in self.param_groups[-1]["params"]:
+            if getattr(param, "_fsdp_flattened", False):  # as FSDP1 marks them
+                self.param_groups.pop()
+                raise ConfigError(
+                    "the parameters of FullyShardedDataParallel (FSDP1) lie in pieces that don't "
+                    "tell their place: use fully_shard (FSDP2)"
+                )
             if not (param.is_floating_point() or param.is_complex()):
                 self.param_groups.pop()
                 raise ConfigError(
@@ -257,9 +263,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
     def _is_spread(self) -> bool:
         """Whether the parameters are spread over processes."""
-        return self._everywhere is not None or any(
-            is_dtensor(param) for group in self.param_groups for param in group["params"]
-        )
+        return self._everywhere is not None or any(map(is_dtensor, self._trained([])))
 
     def _numbered_params(self) -> Iterator[tuple[Tensor, dict[str, Any], int]]:
         """Each parameter with its group and its first local coordinate's index."""
@@ -335,6 +339,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         replaced = [param for param in self.state if param not in present]
         for param in replaced:
             del self.state[param]
+        self._first = {param: n for param, n in self._first.items() if param in present}
         return bool(replaced)
 
     def _reduction(self, params: Iterable[Tensor]) -> Reduce | None:
@@ -527,9 +532,10 @@ class LearnedOptimizer(torch.optim.Optimizer):
             and not bool(is_finite(local(each.key.grad).to(self._compute_dtype(active_params))))
         ]
         first = f"of shape {tuple(bad[0].shape)} " if bad else ""
+        where = f"{len(bad)} parameters in all" if bad else "in another process"
         raise RuntimeError(
             f"the gradient of a parameter {first}holds NaN or infinity, or a number too large to "
-            f"be squared ({len(bad)} parameters in all)"
+            f"be squared ({where})"
         )
 
     def _skip(self, *, warn: bool) -> None:
@@ -573,10 +579,16 @@ class LearnedOptimizer(torch.optim.Optimizer):
         if not isinstance(rule, AdamCandidatesRule):
             raise ConfigError(f"{rule.name} has no candidate directions to explain")
         active = self._active()
-        if not active:
+        if not active and not self._is_spread():
             return {}
         trained = self._trained(active)
-        device, dtype = self._only_device(trained), self._compute_dtype(trained)
+        everywhere = self._everywhere or trained
+        device, dtype = self._only_device(everywhere), self._compute_dtype(everywhere)
+        if not active:  # the sums, for others that have something to explain
+            state = rule.init_state(0, dtype=dtype, device=device)
+            nothing = torch.empty(0, dtype=dtype, device=device)
+            rule.explain(self._theta(device, dtype), state, nothing, self._reduction(trained))
+            return {}
         params = [local(each.key) for each in active]
         lanes = [torch.empty(param.shape, dtype=dtype, device=device) for param in params]
         self._gather(active, lanes)
@@ -628,7 +640,10 @@ class LearnedOptimizer(torch.optim.Optimizer):
         """The state as ``torch.optim`` has it: for each parameter the number of its ``step`` and
         one tensor of shape (*param.shape, ...) for each field, with memory of their own."""
         if self._drop_replaced():  # as Accelerate replaces parameters by their shards
-            self._allocate(self._trained([]))
+            if trained := self._trained([]):
+                self._allocate(trained)
+            else:
+                self._arena = None
         in_arena, named = dict(self.state), self._named_state()
         # In its place: Lightning's wrapper, on which this may be called, would keep another dict.
         self.state.update(named)

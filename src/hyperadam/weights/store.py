@@ -67,7 +67,7 @@ class Weights:
             raise WeightsError(f"lr or steps is no number: {error}") from None
         notes = {name: str(getattr(self, name)) for name in _NOTES}
         for name, note in notes.items():
-            if not note.isprintable():
+            if not all(map(str.isprintable, note.splitlines())):
                 raise WeightsError(f"{name} is no printable text: {note[:80]!a}")
         theta = {name: value.detach().cpu().clone() for name, value in self.theta.items()}
         for name, value in {**plain, **notes, "theta": theta}.items():
