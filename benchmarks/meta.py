@@ -69,8 +69,7 @@ def run_job(job: Job) -> dict[str, Any]:
         [*command, json.dumps(dataclasses.asdict(job))], capture_output=True, text=True, check=False
     )
     if done.returncode != 0:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise WorkerError(f"{job.program} failed: {last}")
+        raise WorkerError(f"{job.program} failed: {done.stderr.strip() or 'no message'}")
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import re
-import sys
 import warnings
 from pathlib import Path
 from types import ModuleType
@@ -167,13 +166,14 @@ def library() -> ModuleType:
         MissingDependencyError: it is not installed.
     """
     try:
+        library = importlib.import_module("huggingface_hub")
         for part in ("constants", "errors"):
             importlib.import_module(f"huggingface_hub.{part}")
     except ImportError:
         raise MissingDependencyError(
             f"{PREFIX} addresses need the library huggingface_hub: pip install 'hyperadam[hub]'"
         ) from None
-    return sys.modules["huggingface_hub"]
+    return library
 
 
 def plain(error: Exception) -> str:
