@@ -180,7 +180,7 @@ def test_an_evaluation_in_two_pieces(tmp_path):
             seed=record.seed,
             steps=12,
         )
-        assert record.train_loss_post == pytest.approx(run.train_loss_post_T, rel=1e-4)
+        assert record.train_loss_post == pytest.approx(run.train_loss_post_T, rel=1e-3)
         assert record.val_accuracy == pytest.approx(run.metrics["val_accuracy"], rel=1e-4)
         assert record.suite == "digits"
         assert record.wall_s > record.optimizer_s > 0
