@@ -8,10 +8,15 @@ import os
 import queue
 import traceback
 
+import coverage
+
 TIMEOUT = 60
 
 
-def _serve(rank, size, rendezvous, inbox, outbox):
+def _serve(rank, size, rendezvous, inbox, outbox, measured):
+    measure = coverage.Coverage(data_suffix=True) if measured else None
+    if measure is not None:
+        measure.start()  # pytest-cov joins what it saves
     import torch
     from torch import distributed
 
@@ -27,6 +32,9 @@ def _serve(rank, size, rendezvous, inbox, outbox):
         except BaseException:
             outbox.put((rank, traceback.format_exc(), None))
     distributed.destroy_process_group()
+    if measure is not None:
+        measure.stop()
+        measure.save()
 
 
 class Pool:
@@ -47,9 +55,12 @@ class Pool:
         self.inboxes = [context.Queue() for _ in range(self.size)]
         self.started += 1
         rendezvous = self.folder / f"rendezvous-{self.size}-{self.started}"
+        measured = coverage.Coverage.current() is not None
         self.processes = [
             context.Process(
-                target=_serve, args=(rank, self.size, rendezvous, inbox, self.outbox), daemon=True
+                target=_serve,
+                args=(rank, self.size, rendezvous, inbox, self.outbox, measured),
+                daemon=True,
             )
             for rank, inbox in enumerate(self.inboxes)
         ]
