@@ -6,7 +6,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -90,20 +90,18 @@ class GroupRanks(Ranks):
     def agree(self, decide: Callable[[], T]) -> T:
         from torch import distributed
 
-        decided: list[tuple[T | None, Exception | None] | None] = [None]
-        failure: Exception | None = None
+        decided: list[Any] = [None, None]  # the value and the error
         if self.first:
             try:
-                decided = [(decide(), None)]
-            except (HyperAdamError, OSError) as caught:
-                failure = caught
-                decided = [(None, type(caught)(str(caught)))]
+                decided[0] = decide()
+            except (HyperAdamError, OSError) as error:
+                decided[1] = error
         distributed.broadcast_object_list(decided, src=0, device=torch.device("cpu"))
-        assert decided[0] is not None
-        value, error = decided[0]
-        if failure is not None or error is not None:
-            raise failure or error  # type: ignore[misc]
-        return value  # type: ignore[return-value]
+        value: T
+        value, failure = decided
+        if failure is not None:
+            raise failure
+        return value
 
 
 @contextlib.contextmanager
