@@ -63,7 +63,7 @@ def run_job(job: Job) -> dict[str, Any]:
     command = [sys.executable]
     if job.processes > 1:
         command += ["-m", "torch.distributed.run", "--standalone"]
-        command += ["--nproc-per-node", str(job.processes), "--max-restarts", "2"]
+        command += ["--nproc-per-node", str(job.processes)]
     command += ["-m", "benchmarks.meta_worker"]
     done = subprocess.run(
         [*command, json.dumps(dataclasses.asdict(job))], capture_output=True, text=True, check=False

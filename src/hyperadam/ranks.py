@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
+import uuid
 from collections.abc import Callable, Iterator
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from hyperadam.errors import HyperAdamError
+
+if TYPE_CHECKING:
+    from torch.distributed.distributed_c10d import Store
 
 T = TypeVar("T")
 
@@ -54,6 +59,9 @@ ALONE = Ranks()
 PATIENCE = timedelta(days=7)
 """How long a process waits for the others: those that die are seen by ``torchrun``, and those that
 work on an evaluation may take long."""
+
+ASSEMBLY = timedelta(minutes=10)
+"""How long the processes wait for each other at their start."""
 
 
 class GroupRanks(Ranks):
@@ -104,6 +112,38 @@ class GroupRanks(Ranks):
         return value
 
 
+def fresh_store(store: Store, rank: int, count: int) -> Store:
+    """A part of the processes' store that no earlier start of them has written to.
+
+    ``torchrun`` serves one store to all its restarts (PyTorch issue 135712), where the addresses of
+    processes that have died would be taken for those of the living. So the first process names the
+    part, and tells it each other one under a ticket that this process has drawn anew.
+
+    Raises:
+        HyperAdamError: not all processes came within ten minutes.
+    """
+    if count == 1:
+        return store
+    from torch.distributed.distributed_c10d import PrefixStore
+
+    if rank == 0:
+        part = uuid.uuid4().hex
+        deadline = time.monotonic() + ASSEMBLY.total_seconds()
+        while (here := 1 + store.add(f"{part}/joined", 0)) < count:
+            if time.monotonic() > deadline:
+                raise HyperAdamError(f"only {here} of {count} processes have come to the start")
+            for other in range(1, count):
+                if store.check([f"ticket/{other}"]):
+                    store.set(f"part/{store.get(f'ticket/{other}').decode()}", part)
+            time.sleep(0.05)
+    else:
+        ticket = uuid.uuid4().hex
+        store.set(f"ticket/{rank}", ticket)
+        part = store.get(f"part/{ticket}").decode()
+        store.add(f"{part}/joined", 1)
+    return PrefixStore(part, store)
+
+
 @contextlib.contextmanager
 def launched_ranks() -> Iterator[Ranks]:
     """The processes that ``torchrun`` started, one of which this is; else this one alone.
@@ -114,12 +154,18 @@ def launched_ranks() -> Iterator[Ranks]:
     if "TORCHELASTIC_RUN_ID" not in os.environ:  # torchrun sets it
         yield ALONE
         return
+    # Imported later, by what is used then, the first one's functions would have the group as their
+    # default argument and keep it from ending: its threads then abort the process at its exit.
+    import torch.distributed.nn.functional
     from torch import distributed
+    from torch.distributed.rendezvous import rendezvous
 
     local_rank = int(os.environ["LOCAL_RANK"])
     if local_rank < torch.cuda.device_count():
         torch.cuda.set_device(local_rank)
-    distributed.init_process_group(timeout=PATIENCE)
+    store, rank, count = next(rendezvous("env://", timeout=ASSEMBLY))
+    store = fresh_store(store, rank, count)
+    distributed.init_process_group(store=store, rank=rank, world_size=count, timeout=PATIENCE)
     try:
         yield GroupRanks()
     finally:
