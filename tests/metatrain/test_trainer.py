@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from hyperadam.errors import ConfigError
-from hyperadam.metatrain import InnerState, MetaTrainer, unroll
+from hyperadam.metatrain import InnerState, MetaTrainConfig, MetaTrainer, unroll
 from hyperadam.presets import preset
 from hyperadam.rule import standard_normal
 from hyperadam.tasks import (
@@ -75,7 +75,7 @@ def recipe_written_out(config, meta_steps):
     )
     seen = []
     for meta_step in range(meta_steps):
-        run, unroll = divmod(meta_step, config.unrolls_per_run)
+        run, unroll = divmod(meta_step, config.unrolls_of(0))
         seed = derive_seed(config.seed, "inner run", run)
         convex_seed = derive_seed(seed, "convex")
         inner = SumOfTasks(
@@ -122,6 +122,63 @@ def test_one_task_at_a_time_has_the_bits_of_the_recipe():
     theta, seen = recipe_written_out(SMOKE, 6)
     assert_same(theta_of(trainer), theta)
     assert [(record.meta_loss, record.grad_norm) for record in trainer.history] == seen
+
+
+VARIED = dataclasses.replace(
+    SMOKE,
+    task="digits-mlp[12]-sigmoid,digits-cnn1",
+    min_trajectory_length=5,
+    trajectory_length=40,
+    min_random_scaling=0.0,
+    meta_schedule="cosine",
+    inner_runs=12,
+)
+
+
+def test_inner_runs_draw_task_length_and_scaling():
+    trainer = MetaTrainer(VARIED)
+    seen = {}
+    while not trainer.finished:
+        size = trainer.carry.params_BN.shape[1]
+        record = trainer.meta_step()
+        lr = trainer.meta_optimizer.param_groups[0]["lr"]
+        seen.setdefault(record.run, []).append((size, lr))
+    assert len({sizes[0][0] for sizes in seen.values()}) == 3  # each task was drawn
+    assert all(len({size for size, _ in of_run}) == 1 for of_run in seen.values())
+    lengths = [5 * len(of_run) for of_run in seen.values()]
+    assert min(lengths) >= 5
+    assert max(lengths) <= 40
+    assert len(set(lengths)) > 3
+    assert len(trainer.history) == VARIED.total_meta_steps
+    lrs = [lr for of_run in seen.values() for _, lr in of_run]
+    assert lrs[0] == VARIED.meta_lr
+    assert lrs == sorted(lrs, reverse=True)
+    assert lrs[-1] < 0.1 * lrs[0]
+    scalings = [VARIED.scaling_of(seed) for seed in range(20)]
+    assert 0 <= min(scalings) < 1
+    assert 2 < max(scalings) <= VARIED.random_scaling
+
+
+def test_lengths_are_log_uniform():
+    config = MetaTrainConfig(min_trajectory_length=100, trajectory_length=800, unroll_length=20)
+    unrolls = torch.tensor([config.unrolls_of(run) for run in range(2000)])
+    assert (int(unrolls.min()), int(unrolls.max())) == (5, 40)
+    # Half are below the geometric mean of the ends.
+    assert abs(float((unrolls < 200**0.5).double().mean()) - 0.5) < 0.04
+
+
+def test_varied_runs_resume_with_the_same_bits():
+    whole = MetaTrainer(VARIED)
+    for _ in range(14):
+        whole.meta_step()
+    first = MetaTrainer(VARIED)
+    for _ in range(9):
+        first.meta_step()
+    second = MetaTrainer(VARIED)
+    second.load_state(first.state())
+    for _ in range(5):
+        second.meta_step()
+    assert_same(theta_of(second), theta_of(whole))
 
 
 def test_backends_agree_but_for_rounding():

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+
 from hyperadam.config import from_values
 from hyperadam.errors import ConfigError, unknown_name
 from hyperadam.kernels import BACKENDS
 from hyperadam.rule import MAX_SEED, Rule, VariationalHyperAdamRule
-from hyperadam.tasks import check_task_name
+from hyperadam.tasks import derive_seed, make_generator, match_tasks
 from hyperadam.weights import rule_from_dict
 
 MAX_CONVEX_DIM = 1_000_000
+META_SCHEDULES = ("constant", "cosine")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,19 +28,25 @@ class MetaTrainConfig:
     """The recipe of a meta-training run. The defaults are the paper's.
 
     Attributes:
-        task: the inner task, by name.
+        task: the inner task, by name; or several, by names and patterns with commas between, of
+            which the inner runs of a meta-step draw one.
         random_scaling: the inner network's coordinates get scales ``exp(U(-s, s))``; 0: none.
+        min_random_scaling: inner runs draw s, evenly from here to ``random_scaling``; null: all
+            have the same.
         convex_dim: size of the convex term added to the inner loss; 0: none.
         convex_scaling: the spread of the convex term's own scales.
         rule: the update rule to meta-train.
         unroll_length: inner steps that are backpropagated through.
         trajectory_length: inner steps of an inner run; a multiple of ``unroll_length``.
+        min_trajectory_length: the inner runs of a meta-step draw their length, log-uniformly from
+            here to ``trajectory_length``; likewise a multiple. Null: all have the same.
         inner_runs: how many inner runs.
         tasks_per_step: B, how many inner runs are unrolled side by side, for one meta-gradient;
             ``inner_runs`` is a multiple of it.
         lr: inner learning rate, which the weights will recommend.
         kl_weight: λ, the weight of the KL term in the meta-loss.
         meta_lr: learning rate of the meta-optimizer, Adam.
+        meta_schedule: ``"constant"``, or ``"cosine"``: it falls to 0 over the whole run.
         meta_weight_decay: its weight decay, added to the meta-gradient.
         meta_grad_clip: clips the meta-gradient's Euclidean norm; None: no clipping.
         seed: of everything random.
@@ -48,16 +58,19 @@ class MetaTrainConfig:
 
     task: str = "mnist-mlp1-sigmoid"
     random_scaling: float = 3.0
+    min_random_scaling: float | None = None
     convex_dim: int = 20
     convex_scaling: float = 1.0
     rule: Rule = dataclasses.field(default_factory=VariationalHyperAdamRule)
     unroll_length: int = 20
     trajectory_length: int = 100
+    min_trajectory_length: int | None = None
     inner_runs: int = 10_000
     tasks_per_step: int = 1
     lr: float = 1e-3
     kl_weight: float = 1e-4
     meta_lr: float = 1e-4
+    meta_schedule: str = "constant"
     meta_weight_decay: float = 5e-4
     meta_grad_clip: float | None = None
     seed: int = 0
@@ -65,7 +78,7 @@ class MetaTrainConfig:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        check_task_name(self.task)
+        match_tasks(self.task.split(","))
         for name in ("unroll_length", "trajectory_length", "inner_runs", "tasks_per_step"):
             self._require(name, getattr(self, name) >= 1, "at least 1")
         self._require(
@@ -73,6 +86,19 @@ class MetaTrainConfig:
             self.trajectory_length % self.unroll_length == 0,
             f"a multiple of unroll_length, {self.unroll_length}",
         )
+        shortest = self.min_trajectory_length
+        if shortest is not None:
+            good = 1 <= shortest <= self.trajectory_length and shortest % self.unroll_length == 0
+            self._require(
+                "min_trajectory_length",
+                good,
+                f"a multiple of unroll_length, {self.unroll_length}, up to trajectory_length",
+            )
+        least = self.min_random_scaling
+        good = least is None or 0 <= least <= self.random_scaling
+        self._require("min_random_scaling", good, "from 0 to random_scaling, or null")
+        if self.meta_schedule not in META_SCHEDULES:
+            raise ConfigError(unknown_name("meta_schedule", self.meta_schedule, META_SCHEDULES))
         self._require(
             "inner_runs",
             self.inner_runs % self.tasks_per_step == 0,
@@ -100,12 +126,43 @@ class MetaTrainConfig:
             raise ConfigError(f"{name} must be {what}; got {getattr(self, name)}")
 
     @property
-    def unrolls_per_run(self) -> int:
-        return self.trajectory_length // self.unroll_length
+    def task_names(self) -> list[str]:
+        """The inner tasks, in the catalogue's order."""
+        return [entry.name for entry in match_tasks(self.task.split(","))]
 
-    @property
+    def task_of(self, run: int) -> str:
+        """The inner task of the runs that a meta-step begins with this one."""
+        names = self.task_names
+        return names[derive_seed(self.seed, "task of run", run) % len(names)]
+
+    def unrolls_of(self, run: int) -> int:
+        """How many unrolls they have."""
+        longest = self.trajectory_length // self.unroll_length
+        if self.min_trajectory_length is None:
+            return longest
+        shortest = self.min_trajectory_length // self.unroll_length
+        generator = make_generator(self.seed, "length of run", run)
+        share = torch.rand((), dtype=torch.float64, generator=generator).item()
+        return round(shortest * (longest / shortest) ** share)
+
+    def scaling_of(self, run_seed: int) -> float:
+        """``random_scaling`` of one inner run."""
+        least, most = self.min_random_scaling, self.random_scaling
+        if least is None:
+            return most
+        generator = make_generator(run_seed, "random scaling")
+        share = torch.rand((), dtype=torch.float64, generator=generator).item()
+        return least + (most - least) * share
+
+    @functools.cached_property
     def total_meta_steps(self) -> int:
-        return self.inner_runs // self.tasks_per_step * self.unrolls_per_run
+        return sum(map(self.unrolls_of, range(0, self.inner_runs, self.tasks_per_step)))
+
+    def meta_lr_at(self, meta_step: int) -> float:
+        """The meta-optimizer's learning rate at a meta-step, which count from 0 here."""
+        if self.meta_schedule == "constant":
+            return self.meta_lr
+        return self.meta_lr * 0.5 * (1 + math.cos(math.pi * meta_step / self.total_meta_steps))
 
     def to_dict(self) -> dict[str, Any]:
         """The configuration as plain values."""

@@ -78,7 +78,7 @@ class MetaTrainer:
 
     Args:
         config: the recipe.
-        data_dir: where the inner task's data are; see :func:`hyperadam.tasks.load_data`.
+        data_dir: where the inner tasks' data are; see :func:`hyperadam.tasks.load_data`.
         ranks: the processes.
 
     Raises:
@@ -96,7 +96,7 @@ class MetaTrainer:
             )
         self.ranks = ranks
         self.config = config
-        self.base_task = make_task(config.task, data_dir)
+        self.base_tasks = {name: make_task(name, data_dir) for name in config.task_names}
         self.device = _existing_device(config.device)
         self.rule = differentiable_rule(config.rule, config.backend, self.device)
         theta = config.rule.init_theta(make_generator(config.seed, "theta"))
@@ -113,12 +113,12 @@ class MetaTrainer:
     def finished(self) -> bool:
         return self.run >= self.config.inner_runs
 
-    def inner_task(self, run_seed: int) -> Task:
-        """The inner task of a run: the base task with its random scales and convex term."""
+    def inner_task(self, name: str, run_seed: int) -> Task:
+        """The inner task of a run: the task of this name with its random scales and convex term."""
         config = self.config
-        task: Task = self.base_task
-        if config.random_scaling > 0:
-            task = RandomScaling(task, config.random_scaling, derive_seed(run_seed, "task"))
+        task: Task = self.base_tasks[name]
+        if (scaling := config.scaling_of(run_seed)) > 0:
+            task = RandomScaling(task, scaling, derive_seed(run_seed, "task"))
         if config.convex_dim == 0:
             return task
         convex_seed = derive_seed(run_seed, "convex")
@@ -132,7 +132,8 @@ class MetaTrainer:
         first = self.run + self.ranks.rank * share
         runs = range(first, first + share)
         self.run_seeds = [derive_seed(self.config.seed, "inner run", run) for run in runs]
-        tasks = [self.inner_task(seed) for seed in self.run_seeds]
+        name = self.config.task_of(self.run)
+        tasks = [self.inner_task(name, seed) for seed in self.run_seeds]
         self.group = TaskGroup(tasks, self.run_seeds, self.device)
         params_BN = self.group.initial_BN
         self.carry = InnerState(params_BN, self.rule.init_state(*params_BN.shape))
@@ -171,6 +172,8 @@ class MetaTrainer:
                 torch.nn.utils.clip_grads_with_norm_(
                     self.theta.values(), config.meta_grad_clip, grad_norm
                 )
+            for group in self.meta_optimizer.param_groups:
+                group["lr"] = config.meta_lr_at(len(self.history))
             self.meta_optimizer.step()
         record = MetaStep(
             index=len(self.history) + 1,
@@ -185,7 +188,7 @@ class MetaTrainer:
         self.history.append(record)
         self.carry = result.carry
         self.unroll_in_run += 1
-        if not applied or self.unroll_in_run == config.unrolls_per_run:
+        if not applied or self.unroll_in_run == config.unrolls_of(self.run):
             self.run += config.tasks_per_step
             self.unroll_in_run = 0
             if not self.finished:
@@ -238,7 +241,7 @@ class MetaTrainer:
         if not (
             0 <= self.run <= config.inner_runs
             and self.run % config.tasks_per_step == 0
-            and 0 <= self.unroll_in_run < config.unrolls_per_run
+            and 0 <= self.unroll_in_run < config.unrolls_of(self.run)
         ):
             raise ValueError("the position is outside the run")
         history = tensors["history"]

@@ -15,7 +15,7 @@ from hyperadam.tasks.base import (
     move_batch,
     stack_batches,
 )
-from hyperadam.tasks.catalogue import TASKS, TaskEntry, check_task_name, make_task, match_tasks
+from hyperadam.tasks.catalogue import TASKS, TaskEntry, make_task, match_tasks
 from hyperadam.tasks.convex import ConvexTask
 from hyperadam.tasks.data import DATA_SETS, ClassificationData, Data, load_data
 from hyperadam.tasks.examples import ImageExamples, SineExamples
@@ -60,7 +60,6 @@ __all__ = [
     "TaskEntry",
     "TextData",
     "TextExamples",
-    "check_task_name",
     "derive_seed",
     "load_data",
     "make_generator",

@@ -215,16 +215,6 @@ def _entries() -> list[TaskEntry]:
 TASKS: dict[str, TaskEntry] = {entry.name: entry for entry in _entries()}
 
 
-def check_task_name(name: str) -> None:
-    """Refuse an unknown task.
-
-    Raises:
-        ConfigError: no such task; the message has the near misses.
-    """
-    if name not in TASKS:
-        raise ConfigError(unknown_name("task", name, TASKS))
-
-
 def match_tasks(patterns: Sequence[str]) -> list[TaskEntry]:
     """The tasks whose names match a pattern, as file names do; each once, in their order.
 
@@ -251,5 +241,6 @@ def make_task(name: str, data_dir: Path | None = None) -> Task:
         ConfigError: no such task.
         DataError: its data can't be had.
     """
-    check_task_name(name)
+    if name not in TASKS:
+        raise ConfigError(unknown_name("task", name, TASKS))
     return TASKS[name].make(data_dir)
