@@ -778,6 +778,26 @@ def test_parameters_on_two_devices():
         optimizer.step()
 
 
+def test_parameters_that_are_given_memory_later():
+    """State is there as soon as it can be, so that torch.distributed.checkpoint makes no step."""
+    later, known = make_params(4, (3, 2)), make_params(4, (3, 2))
+    values = [param.detach().clone() for param in later]
+    for param in later:
+        torch.utils.swap_tensors(param, torch.nn.Parameter(param.detach().to("meta")))
+    optimizer, expected = make(later), make(known)
+    assert optimizer.state
+    assert optimizer.state_dict()["state"] == {0: {}, 1: {}}
+    assert copy.deepcopy(optimizer).state_dict()["state"] == {0: {}, 1: {}}
+    for param, value in zip(later, values, strict=True):
+        torch.utils.swap_tensors(param, torch.nn.Parameter(value))
+    state = optimizer.state_dict()["state"]
+    torch.testing.assert_close(state, expected.state_dict()["state"], rtol=0, atol=0)
+    assert [int(entry["step"]) for entry in state.values()] == [0, 0]
+    for each, params in ((optimizer, later), (expected, known)):
+        train(each, params, 3)
+    assert_equal(later, known)
+
+
 def other_model():
     params = make_params((4, 2))
     optimizer = make(params)

@@ -95,9 +95,9 @@ def mesh_of(size, replicas=1):
     return init_device_mesh("cpu", (replicas, size // replicas), mesh_dim_names=("r", "s"))
 
 
-def make_sharded(size, replicas=1, dtype=torch.float64, layers=True, **settings):
+def make_sharded(size, replicas=1, dtype=torch.float64, layers=True, device="cpu", **settings):
     """The model under fully_shard, and its optimizer."""
-    model, mesh = make_model(dtype), mesh_of(size, replicas)
+    model, mesh = make_model(dtype).to(device), mesh_of(size, replicas)
     if layers:
         for layer in model:
             if isinstance(layer, nn.Linear):
@@ -217,11 +217,16 @@ def save(rank, size, folder, first):
     checkpoint.save(state, checkpoint_id=folder)
 
 
-def resume(rank, size, folder, first, steps):
+def resume(rank, size, folder, first, steps, device="cpu"):
     """From a checkpoint on; whatever the optimizer held before is gone."""
-    model, optimizer = make_sharded(size) if size > 1 else (make_model(), None)
+    model, optimizer = make_sharded(size, device=device) if size > 1 else (make_model(), None)
     if optimizer is None:
         optimizer = VariationalHyperAdam(model.parameters(), lr=LR)
+    if device == "meta":
+        model.to_empty(device="cpu")
+        with torch.no_grad():
+            for param in model.parameters():
+                param.fill_(0.1)
     fresh = params_of(model)
     state = dict(zip(("model", "optimizer"), get_state_dict(model, optimizer), strict=True))
     untouched = all(torch.equal(a, b) for a, b in zip(fresh, params_of(model), strict=True))

@@ -99,6 +99,14 @@ def test_a_checkpoint_of_four_goes_on_in_two_and_in_one(pools, one_process, tmp_
         assert untouched  # asking for the state to load into takes no step
 
 
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_an_optimizer_made_before_its_parameters_have_memory(pools, one_process, tmp_path):
+    pools[2].run(jobs.save, tmp_path / "saved", 5)
+    for params, untouched in pools[2].run(jobs.resume, tmp_path / "saved", 5, STEPS, "meta"):
+        assert_close(params, one_process)
+        assert untouched
+
+
 @pytest.mark.parametrize(
     "options",
     [

@@ -161,10 +161,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         }
         super().__init__(params, defaults)
         # Memory is taken here, so that what does not fit fails before the first step.
-        trained = [param for param, _, _ in self._numbered_params() if param.requires_grad]
-        devices = {param.device for param in [*trained, *(self._everywhere or ())]}
-        if len(devices) == 1 and torch.device("meta") not in devices:
-            self._allocate(trained)
+        self._prepare(self._trained([]))
 
     def _check_weights(self, weights: Weights) -> None:
         if weights.rule.name != self.rule_name:
@@ -302,6 +299,16 @@ class LearnedOptimizer(torch.optim.Optimizer):
         return active
 
     # -- arena ----------------------------------------------------------------------------------
+
+    def _prepare(self, params: list[Tensor]) -> None:
+        """Make an arena for these parameters if they have memory, on one device; else an empty
+        entry for each, or torch.distributed.checkpoint would make a step to have some."""
+        devices = {param.device for param in [*params, *(self._everywhere or ())]}
+        if len(devices) == 1 and torch.device("meta") not in devices:
+            self._allocate(params)
+            return
+        for param in params:
+            self.state.setdefault(param, Entry())
 
     def _allocate(self, params: list[Tensor]) -> None:
         """Make an arena for these parameters, with the state that they have."""
@@ -626,8 +633,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
     def _fields(self, param: Tensor, entry: dict[str, Tensor]) -> dict[str, Tensor]:
         """A parameter's state in the form of a state dict, from its entry in ``self.state``."""
-        if not isinstance(entry, Entry):  # loaded, and no step since
-            return entry
+        if not isinstance(entry, Entry) or not entry:  # loaded and no step since, or empty
+            return dict(entry)
         assert self._arena is not None
         return self._arena.fields(self._arena.index[param])
 
@@ -639,11 +646,12 @@ class LearnedOptimizer(torch.optim.Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """The state as ``torch.optim`` has it: for each parameter the number of its ``step`` and
         one tensor of shape (*param.shape, ...) for each field, with memory of their own."""
-        if self._drop_replaced():  # as Accelerate replaces parameters by their shards
-            if trained := self._trained([]):
-                self._allocate(trained)
-            else:
-                self._arena = None
+        replaced = self._drop_replaced()  # as Accelerate replaces parameters by their shards
+        trained = self._trained([])
+        if not trained:
+            self._arena = None
+        elif replaced or not all(self.state.values()):  # they may have been given memory
+            self._prepare(trained)
         in_arena, named = dict(self.state), self._named_state()
         # In its place: Lightning's wrapper, on which this may be called, would keep another dict.
         self.state.update(named)
