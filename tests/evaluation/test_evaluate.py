@@ -20,6 +20,7 @@ from hyperadam.evaluation import (
     SUITES,
     Cell,
     EvaluationConfig,
+    best_lr,
     evaluate,
     find_suite,
     grid_lr,
@@ -121,6 +122,14 @@ def test_a_grid_is_extended_and_then_reported():
         done |= finished(wanted, lambda lr: abs(np.log10(lr / 0.03)))
     assert rounds == [[1e-4, 3e-4, 1e-3, 3e-3, 1e-2], [3e-2], [1e-1], [3e-2]]
     assert seeds == {0, 1}
+
+
+def test_all_of_a_grid_that_is_there_counts():
+    """As in a report: an older search may have gone another way."""
+    one = cell(tuning_seeds=1)
+    far = [one.key(lr, FIRST_TUNING_SEED) for lr in (3e-2, 1e-1, 3e-1)]
+    done = finished([*one.wanted({}), *far], lambda lr: 1.0 if lr != 1e-1 else 0.5)
+    assert {key.lr for key in one.wanted(done)} == {1e-1} == {best_lr(done.values())}
 
 
 def test_only_what_is_missing_is_wanted():

@@ -42,7 +42,13 @@ from hyperadam.evaluation.records import (
 )
 from hyperadam.evaluation.suites import find_suite, tasks_of
 from hyperadam.evaluation.trace import Tracer, trace_steps
-from hyperadam.evaluation.tuning import best_place, grid_lr, more_places, tuning_seeds
+from hyperadam.evaluation.tuning import (
+    best_place,
+    grid_lr,
+    more_places,
+    places_and_lrs,
+    tuning_seeds,
+)
 from hyperadam.interrupt import interruption
 from hyperadam.optim import LearnedOptimizer
 from hyperadam.ranks import ALONE, Ranks
@@ -154,22 +160,19 @@ class Cell:
         if config.lr == "default" or (config.lr == "standard" and baseline.learned):
             return baseline.default_lr
         assert config.tuning_seeds is not None
-        losses: dict[int, float] = {}
-        while places := more_places(losses):
-            keys = [
-                [self.key(grid_lr(baseline.default_lr, place), s) for s in self._tuning_seeds()]
-                for place in places
-            ]
-            missing = [key for row in keys for key in row if key not in done]
-            if missing:
-                return missing
-            for place, row in zip(places, keys, strict=True):
-                losses[place] = sum(done[key].final_loss for key in row) / len(row)
+        keys = {
+            place: [self.key(lr, seed) for seed in tuning_seeds(config.tuning_seeds)]
+            for place, lr in places_and_lrs(baseline.default_lr)
+        }
+        # All that are there count, as in a report, also those that an older search had come to.
+        losses = {
+            place: sum(done[key].final_loss for key in row) / len(row)
+            for place, row in keys.items()
+            if all(key in done for key in row)
+        }
+        if places := more_places(losses):
+            return [key for place in places for key in keys[place] if key not in done]
         return grid_lr(baseline.default_lr, best_place(losses))
-
-    def _tuning_seeds(self) -> range:
-        assert self.config.tuning_seeds is not None
-        return tuning_seeds(self.config.tuning_seeds)
 
 
 @dataclasses.dataclass(frozen=True)

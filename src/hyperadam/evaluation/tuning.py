@@ -21,6 +21,11 @@ def grid_lr(default: float, place: int) -> float:
     return float(f"{default * 10.0**decades * (3 if half else 1):.6g}")
 
 
+def places_and_lrs(default: float) -> list[tuple[int, float]]:
+    """All places that a grid may come to, with their learning rates."""
+    return [(place, grid_lr(default, place)) for place in range(-FARTHEST, FARTHEST + 1)]
+
+
 def more_places(losses: Mapping[int, float]) -> list[int]:
     """Places of the grid to try next; empty when the best is inside of it.
 
