@@ -12,6 +12,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
 
 from conftest import GOLDEN, make_weights, random_theta
 from hyperadam import VariationalHyperAdam, Weights, save_weights
@@ -796,6 +801,121 @@ def test_parameters_that_are_given_memory_later():
     for each, params in ((optimizer, later), (expected, known)):
         train(each, params, 3)
     assert_equal(later, known)
+
+
+@pytest.fixture
+def keep_parameters():
+    """``to_empty`` leaves a model its parameters, as it does under fully_shard."""
+    before = torch.__future__.get_swap_module_params_on_conversion()
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    yield
+    torch.__future__.set_swap_module_params_on_conversion(before)
+
+
+def make_modules(device="cpu"):
+    """A model and its optimizer."""
+    modules = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Linear(3, 2)).to(device)
+    return modules, make(modules.parameters(), seed=3)
+
+
+def give_memory(modules, values):
+    modules.to_empty(device="cpu")
+    with torch.no_grad():
+        for param, value in zip(modules.parameters(), values, strict=True):
+            param.copy_(value)
+
+
+@pytest.mark.usefixtures("keep_parameters")
+@pytest.mark.parametrize("flatten", [False, True])
+def test_asking_for_state_after_the_meta_device_takes_no_step(flatten):
+    options = StateDictOptions(flatten_optimizer_state_dict=flatten)
+    known, expected = make_modules()
+    start = values(known.parameters())
+    late, optimizer = make_modules("meta")
+    give_memory(late, start)
+    found = get_optimizer_state_dict(late, optimizer, options=options)
+    assert found.keys() == get_optimizer_state_dict(known, expected, options=options).keys()
+    assert [int(entry["step"]) for entry in optimizer.state.values()] == [0] * 4
+    assert all(param.grad is None for param in late.parameters())
+    assert_equal(values(late.parameters()), start)
+    for modules, each in ((late, optimizer), (known, expected)):
+        train(each, list(modules.parameters()), 1)
+    assert_equal(values(late.parameters()), values(known.parameters()))
+
+
+@pytest.mark.usefixtures("keep_parameters")
+@pytest.mark.parametrize("early", [False, True])
+@pytest.mark.parametrize("flatten", [False, True])
+@pytest.mark.parametrize("copied", [False, True])
+def test_loading_state_around_the_meta_device(early, flatten, copied):
+    """The run goes on, whether its state comes before the parameters' memory or after it."""
+    options = StateDictOptions(flatten_optimizer_state_dict=flatten)
+    known, expected = make_modules()
+    train(expected, list(known.parameters()), 3)
+    saved = copy.deepcopy(get_optimizer_state_dict(known, expected, options=options))
+    late, optimizer = make_modules("meta")
+    if copied:
+        late, optimizer = copy.deepcopy((late, optimizer))
+    if early:
+        set_optimizer_state_dict(late, optimizer, saved, options=options)
+        ours, theirs = optimizer.state_dict(), expected.state_dict()
+        torch.testing.assert_close(ours["state"], theirs["state"], rtol=0, atol=0)
+    give_memory(late, values(known.parameters()))
+    if not early:
+        set_optimizer_state_dict(late, optimizer, saved, options=options)
+    for modules, each in ((late, optimizer), (known, expected)):
+        train(each, list(modules.parameters()), 3, start=3)
+    assert_equal(values(late.parameters()), values(known.parameters()))
+
+
+@pytest.mark.parametrize("flatten", [False, True])
+def test_a_checkpoint_of_a_group_that_was_added_later(flatten):
+    options = StateDictOptions(flatten_optimizer_state_dict=flatten)
+    modules, _ = make_modules()
+
+    def make_in_two():
+        optimizer = make(modules[0].parameters())
+        optimizer.add_param_group({"params": list(modules[1].parameters())})
+        return optimizer
+
+    saved = get_optimizer_state_dict(modules, make_in_two(), options=options)
+    set_optimizer_state_dict(modules, make_in_two(), saved, options=options)  # all are there
+    optimizer, resumed = make_in_two(), make_in_two()
+    train(optimizer, list(modules.parameters()), 1)
+    saved = get_optimizer_state_dict(modules, optimizer, options=options)
+    set_optimizer_state_dict(modules, resumed, saved, options=options)
+    ours, theirs = resumed.state_dict(), optimizer.state_dict()
+    torch.testing.assert_close(ours["state"], theirs["state"], rtol=0, atol=0)
+
+
+def test_what_is_frozen_and_unfrozen_before_the_first_step():
+    params = make_params(4, 3)
+    params[0].requires_grad_(False)
+    optimizer = make(params)
+    assert optimizer.state_dict()["state"].keys() == {1}
+    params[0].requires_grad_(True)
+    assert [int(e["step"]) for e in optimizer.state_dict()["state"].values()] == [0, 0]
+
+
+def test_what_is_frozen_before_it_has_memory_takes_none():
+    params = [torch.empty(3, device="meta", requires_grad=True) for _ in range(2)]
+    optimizer = make(params)
+    params[0].requires_grad_(False)
+    for param in params:
+        real = torch.nn.Parameter(torch.ones(3), requires_grad=param.requires_grad)
+        torch.utils.swap_tensors(param, real)
+    train(optimizer, params[1:], 1)
+    before = optimizer.update_distribution(params[1]).mean
+    state = optimizer.state_dict()["state"]
+    assert [bool(state[number]) for number in (0, 1)] == [False, True]
+    assert torch.equal(optimizer.update_distribution(params[1]).mean, before)
+
+
+def test_parameters_that_are_replaced_by_some_without_memory():
+    optimizer = make(make_params(4, 3))
+    optimizer.param_groups[0]["params"] = [torch.empty(4, device="meta", requires_grad=True)]
+    assert optimizer.state_dict()["state"] == {0: {}}
+    assert optimizer.state
 
 
 def other_model():

@@ -239,15 +239,21 @@ def resume(rank, size, folder, first, steps, device="cpu"):
     return params_of(model), untouched and set(counts) == {0}
 
 
-def resume_whole(rank, size, first, steps, options):
-    """By state dicts of whole tensors, or of flattened names."""
+def resume_whole(rank, size, first, steps, options, device="cpu", early=False):
+    """By state dicts of whole tensors, or of flattened names; the optimizer's may be set before its
+    parameters have memory."""
     model, optimizer = make_sharded(size)
     train(model, optimizer, range(first), rank, size)
     options = StateDictOptions(**options)
     weights, state = get_state_dict(model, optimizer, options=options)
-    new, resumed = make_sharded(size)
+    new, resumed = make_sharded(size, device=device)
+    if early:
+        set_optimizer_state_dict(new, resumed, state, options=options)
+    if device == "meta":
+        new.to_empty(device="cpu")
     set_model_state_dict(new, weights, options=options)
-    set_optimizer_state_dict(new, resumed, state, options=options)
+    if not early:
+        set_optimizer_state_dict(new, resumed, state, options=options)
     train(new, resumed, range(first, steps), rank, size)
     return params_of(new)
 

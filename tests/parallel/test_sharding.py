@@ -107,18 +107,26 @@ def test_an_optimizer_made_before_its_parameters_have_memory(pools, one_process,
         assert untouched
 
 
+@pytest.mark.parametrize("device", ["cpu", "meta"])
 @pytest.mark.parametrize(
     "options",
     [
+        {},
         {"full_state_dict": True},
         {"full_state_dict": True, "cpu_offload": True},
         {"flatten_optimizer_state_dict": True},
     ],
 )
-def test_state_dicts_of_other_forms(pools, one_process, options):
+def test_state_dicts_of_other_forms(pools, one_process, options, device):
     if options.get("cpu_offload"):  # rank 0 alone has the whole
         options = {**options, "broadcast_from_rank0": True}
-    for params in pools[2].run(jobs.resume_whole, 5, STEPS, options):
+    for params in pools[2].run(jobs.resume_whole, 5, STEPS, options, device):
+        assert_close(params, one_process)
+
+
+@pytest.mark.parametrize("options", [{}, {"flatten_optimizer_state_dict": True}])
+def test_state_that_is_loaded_before_the_parameters_have_memory(pools, one_process, options):
+    for params in pools[2].run(jobs.resume_whole, 5, STEPS, options, "meta", True):
         assert_close(params, one_process)
 
 

@@ -26,6 +26,14 @@ class Entry(dict[str, Tensor]):
     names that they have in a state dict, as views of an arena."""
 
 
+class Unmade(dict[str, Tensor]):
+    """The entry of a parameter whose state is still to be made: the names alone, which
+    ``torch.distributed.checkpoint`` looks up to load them. False, as an empty dict is."""
+
+    def __bool__(self) -> bool:
+        return False
+
+
 class Arena:
     """State and buffers for a list of parameters.
 

@@ -24,7 +24,7 @@ from torch.optim.optimizer import ParamsT
 
 from hyperadam.errors import ConfigError, WeightsError, unknown_name
 from hyperadam.kernels import BACKENDS, Lanes, Part, TileLayout, is_finite, tiled_rule
-from hyperadam.optim.arena import Arena, Entry, keys
+from hyperadam.optim.arena import Arena, Entry, Unmade, keys
 from hyperadam.optim.sharding import (
     GroupSum,
     count_everywhere,
@@ -86,6 +86,11 @@ def _is_bad(value: object) -> bool:
         return True
     number = float(value)
     return not math.isfinite(number) or number < 0
+
+
+def _copy_beside(value: Tensor, param: Tensor) -> Tensor:
+    """A copy on the parameter's device; where it was, if the parameter has no memory yet."""
+    return value.to(value.device if param.is_meta else param.device, copy=True)
 
 
 def _level_of_caller() -> int:
@@ -212,6 +217,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 raise ConfigError(
                     f"parameters must be of a floating or complex dtype; got {param.dtype}"
                 )
+        self._announce()
 
     def _check_hyperparameters(self, group: dict[str, Any]) -> None:
         for name in ("lr", "weight_decay"):
@@ -301,14 +307,20 @@ class LearnedOptimizer(torch.optim.Optimizer):
     # -- arena ----------------------------------------------------------------------------------
 
     def _prepare(self, params: list[Tensor]) -> None:
-        """Make an arena for these parameters if they have memory, on one device; else an empty
-        entry for each, or torch.distributed.checkpoint would make a step to have some."""
+        """Make an arena for these parameters if they have memory, on one device."""
         devices = {param.device for param in [*params, *(self._everywhere or ())]}
         if len(devices) == 1 and torch.device("meta") not in devices:
             self._allocate(params)
-            return
-        for param in params:
-            self.state.setdefault(param, Entry())
+        else:
+            self._announce()
+
+    def _announce(self) -> None:
+        """Give each parameter without state an entry that says what it will be, or
+        torch.distributed.checkpoint would make a step to find out."""
+        names = ["step", *keys(TileLayout.of(self.weights.rule)).values()]
+        for param in (param for group in self.param_groups for param in group["params"]):
+            if param.requires_grad and not self.state.get(param):
+                self.state[param] = Unmade(dict.fromkeys(names, torch.empty(0)))
 
     def _allocate(self, params: list[Tensor]) -> None:
         """Make an arena for these parameters, with the state that they have."""
@@ -633,8 +645,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
     def _fields(self, param: Tensor, entry: dict[str, Tensor]) -> dict[str, Tensor]:
         """A parameter's state in the form of a state dict, from its entry in ``self.state``."""
-        if not isinstance(entry, Entry) or not entry:  # loaded and no step since, or empty
-            return dict(entry)
+        if not isinstance(entry, Entry):  # loaded and no step since, or still to be made
+            return dict(entry) if entry else {}
         assert self._arena is not None
         return self._arena.fields(self._arena.index[param])
 
@@ -650,8 +662,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
         trained = self._trained([])
         if not trained:
             self._arena = None
-        elif replaced or not all(self.state.values()):  # they may have been given memory
-            self._prepare(trained)
+        elif replaced or not all(self.state.get(param) for param in trained):
+            self._prepare(trained)  # they may have been given memory
         in_arena, named = dict(self.state), self._named_state()
         # In its place: Lightning's wrapper, on which this may be called, would keep another dict.
         self.state.update(named)
@@ -774,9 +786,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 state["state"][param] = {
                     name: value.detach().clone()
                     if name == "step"
-                    else spread_like(
-                        own_share(value.detach(), param).to(param.device, copy=True), param
-                    )
+                    else spread_like(_copy_beside(own_share(value.detach(), param), param), param)
                     for name, value in saved.saved.items()
                 }
         super().__setstate__(state)
+        self._announce()
