@@ -23,6 +23,11 @@ MAX_CONVEX_DIM = 1_000_000
 META_SCHEDULES = ("constant", "cosine")
 
 
+def _draw(seed: int, *purpose: str | int) -> float:
+    """A number from 0 to 1, a function of the seed and the purpose."""
+    return torch.rand((), dtype=torch.float64, generator=make_generator(seed, *purpose)).item()
+
+
 @dataclasses.dataclass(frozen=True)
 class MetaTrainConfig:
     """The recipe of a meta-training run. The defaults are the paper's.
@@ -141,18 +146,14 @@ class MetaTrainConfig:
         if self.min_trajectory_length is None:
             return longest
         shortest = self.min_trajectory_length // self.unroll_length
-        generator = make_generator(self.seed, "length of run", run)
-        share = torch.rand((), dtype=torch.float64, generator=generator).item()
-        return round(shortest * (longest / shortest) ** share)
+        return round(shortest * (longest / shortest) ** _draw(self.seed, "length of run", run))
 
     def scaling_of(self, run_seed: int) -> float:
         """``random_scaling`` of one inner run."""
         least, most = self.min_random_scaling, self.random_scaling
         if least is None:
             return most
-        generator = make_generator(run_seed, "random scaling")
-        share = torch.rand((), dtype=torch.float64, generator=generator).item()
-        return least + (most - least) * share
+        return least + (most - least) * _draw(run_seed, "random scaling")
 
     @functools.cached_property
     def total_meta_steps(self) -> int:
