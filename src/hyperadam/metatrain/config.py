@@ -25,7 +25,8 @@ META_SCHEDULES = ("constant", "cosine")
 
 def _draw(seed: int, *purpose: str | int) -> float:
     """A number from 0 to 1, a function of the seed and the purpose."""
-    return torch.rand((), dtype=torch.float64, generator=make_generator(seed, *purpose)).item()
+    generator = make_generator(seed, *purpose)
+    return float(torch.rand((), dtype=torch.float64, generator=generator))
 
 
 @dataclasses.dataclass(frozen=True)
