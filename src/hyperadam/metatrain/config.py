@@ -147,7 +147,8 @@ class MetaTrainConfig:
         if self.min_trajectory_length is None:
             return longest
         shortest = self.min_trajectory_length // self.unroll_length
-        return round(shortest * (longest / shortest) ** _draw(self.seed, "length of run", run))
+        length = shortest * math.pow(longest / shortest, _draw(self.seed, "length of run", run))
+        return round(length)
 
     def scaling_of(self, run_seed: int) -> float:
         """``random_scaling`` of one inner run."""
