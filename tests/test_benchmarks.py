@@ -17,6 +17,7 @@ from hyperadam.kernels import cpu, differentiable_rule
 from hyperadam.metatrain import InnerState, MetaTrainConfig, unroll
 from hyperadam.rule import VariationalHyperAdamRule
 from hyperadam.source import source_version
+from hyperadam.tasks import TASKS
 
 
 @pytest.mark.parametrize(
@@ -73,7 +74,7 @@ def test_plain_meta_gradient_is_the_packages(monkeypatch):
         lambda params_BN, batch: inner.loss(params_BN[0], batch)[None],
         batches,
         torch.zeros(3, 1, len(start)),
-        lr=config.lr,
+        lrs=[config.lr] * config.unroll_length,
         kl_weight=config.kl_weight,
     )
     result.meta_loss.backward()
@@ -160,6 +161,34 @@ def test_meta_summary(tmp_path):
     assert found["programs"]["ours, B=8"]["inner_steps_s"] == 80
     assert found["programs"]["textbook"]["above_inner_bytes"] == 100
     assert found["ratios"]["ours, B=1"] == {"speed": 1, "memory": 10}
+
+
+def test_meta_floor_counts_what_an_unroll_needs(tmp_path):
+    rule = VariationalHyperAdamRule()
+    step = floor.counts(rule)
+    # Of two steps every state is kept: the step, its inside again, and two gradients.
+    assert meta.needed(rule, 2).flop == 4 * step.flop
+    assert meta.needed(rule, 2).exponentials == 2 * step.exponentials
+    # Of twenty, seven: thirteen states are made again, all but what comes behind the candidates.
+    assert meta.needed(rule, 20).flop == 4 * step.flop + round(0.65 * (step.flop - 880))
+    jobs = meta.jobs("auto", "cpu", tmp_path, quick=True)
+    raw = {name: [{"seconds": [4.0], "peak_bytes": 1}] for name in jobs}
+    raw["textbook"] = [{"seconds": [12.0], "peak_bytes": 1}]
+    raw["trivial, B=1"] = [{"seconds": [1.0], "peak_bytes": 1}]
+    results = meta.summarise(jobs, raw) | {"task": "digits-mlp1-sigmoid", "unroll_length": 20}
+    params = TASKS["digits-mlp1-sigmoid"].num_params() + 20
+    needed = meta.needed(rule, 20)
+    found = meta.floor(  # products take twice the inner task's time, exponentials as long
+        results,
+        floor.Rates(params * needed.flop / 0.1, 1.0, params * needed.exponentials / 0.05),
+    )
+    assert found["inner_ms"] == pytest.approx(50)
+    assert found["products_ms"] == pytest.approx(100)
+    assert found["ours_over_floor"] == pytest.approx(1)
+    assert found["textbook_over_floor"] == pytest.approx(3)
+    assert found["textbook_over_products"] == pytest.approx(4)
+    words = "\n".join(meta.sections(results | {"left_out": {}, "floor": found}))
+    assert "| products | 100 |" in words
 
 
 def test_meta_training_on_a_gpu_is_timed_by_the_inner_runs_side_by_side(tmp_path):

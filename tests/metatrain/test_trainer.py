@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -131,6 +132,8 @@ VARIED = dataclasses.replace(
     trajectory_length=40,
     min_random_scaling=0.0,
     meta_schedule="cosine",
+    schedule="none,cosine",
+    meta_objective="log-loss",
     inner_runs=12,
 )
 
@@ -165,6 +168,32 @@ def test_lengths_are_log_uniform():
     assert (int(unrolls.min()), int(unrolls.max())) == (5, 40)
     # Half are below the geometric mean of the ends.
     assert abs(float((unrolls < 200**0.5).double().mean()) - 0.5) < 0.04
+
+
+def test_inner_runs_draw_their_schedule():
+    config = VARIED.with_overrides(["inner_runs=200"])
+    constant = [run for run in range(200) if config.lr_at(run, 4) == config.lr]
+    assert 60 < len(constant) < 140
+    for run in set(range(200)) - set(constant):
+        length = 5 * config.unrolls_of(run)
+        lrs = [config.lr_at(run, step) for step in range(length)]
+        assert lrs[0] == config.lr
+        assert lrs == sorted(lrs, reverse=True)
+        assert lrs[length - 1] == pytest.approx(
+            config.lr * (1 + math.cos(math.pi * (length - 1) / length)) / 2
+        )
+
+
+def test_a_learning_rate_that_falls_reaches_the_inner_run():
+    """The steps of a run under ``cosine`` are those of a constant one, times its factor."""
+    config = SMOKE.with_overrides(["kl_weight=0", "schedule=cosine", "rule.var_block=false"])
+    falling, constant = MetaTrainer(config), MetaTrainer(config.with_overrides(["schedule=none"]))
+    start = constant.carry.params_BN
+    torch.testing.assert_close(falling.carry.params_BN, start)
+    falling.meta_step()
+    constant.meta_step()
+    moved = [(t.carry.params_BN - start).abs().mean() for t in (falling, constant)]
+    assert 0.5 < float(moved[0] / moved[1]) < 0.97
 
 
 def test_varied_runs_resume_with_the_same_bits():
@@ -207,7 +236,7 @@ def test_the_meta_gradient_of_many_is_the_mean_of_each():
         result = unroll(
             trainer.rule, theta, InnerState(params, trainer.rule.init_state(*params.shape, F64)),
             trainer.group.loss, [trainer.group.batch(step) for step in range(5)],
-            trainer._noise(range(5)).double(), lr=SMOKE.lr, kl_weight=SMOKE.kl_weight,
+            trainer._noise(range(5)).double(), lrs=[SMOKE.lr] * 5, kl_weight=SMOKE.kl_weight,
         )  # fmt: skip
         return result.loss_TB, torch.autograd.grad(result.meta_loss, list(theta.values()))
 
@@ -361,7 +390,7 @@ def test_all_of_an_unroll_is_on_the_device(monkeypatch, tasks, rule):
     with OnlyOn(meta):
         result = unroll(
             trainer.rule, trainer.theta, trainer.carry, trainer.group.loss, batches, noise_TBN,
-            lr=config.lr, kl_weight=config.kl_weight,
+            lrs=[config.lr] * len(steps), kl_weight=config.kl_weight,
         )  # fmt: skip
         result.meta_loss.backward()
     grads = [value.grad for value in trainer.theta.values() if value.grad is not None]

@@ -34,7 +34,7 @@ def do_unroll(theta, length, carry=None, first=0, **settings):
     seeds = range(len(carry.params_BN))
     noise = torch.stack([standard_normal(b, steps, 0, N, dtype=F64) for b in seeds], dim=1)
     batches = [torch.tensor(0.1 * step, dtype=F64) for step in steps.tolist()]
-    settings = {"lr": 0.05, "kl_weight": 1e-2} | settings
+    settings = {"lrs": [0.05] * length, "kl_weight": 1e-2} | settings
     return unroll(RULE, theta, carry, loss, batches, noise, **settings)
 
 
@@ -45,6 +45,23 @@ def test_meta_loss_counts_loss_after_the_update_and_kl():
     torch.testing.assert_close(result.meta_loss, (result.loss_TB + 0.5 * result.kl_TB).mean())
     last = loss(result.carry.params_BN, torch.tensor(0.3, dtype=F64))
     torch.testing.assert_close(result.loss_TB[-1], last)
+
+
+def test_the_logarithm_is_of_each_tasks_mean():
+    """A task whose losses are a hundred times another's counts as much."""
+    theta = theta_with_grad()
+    result = do_unroll(theta, 4, start(tasks=2), kl_weight=0.5, objective="log-loss")
+    mean_B = result.loss_TB.mean(dim=0)
+    expected = mean_B.log().mean() + 0.5 * result.kl_TB.mean()
+    torch.testing.assert_close(result.meta_loss.detach(), expected)
+
+
+def test_a_learning_rate_is_of_its_step():
+    theta = random_theta(RULE.rule, F64)
+    first = do_unroll(theta, 2)
+    still = do_unroll(theta, 3, lrs=[0.05, 0.05, 0.0])
+    torch.testing.assert_close(still.carry.params_BN, first.carry.params_BN)
+    assert not torch.equal(do_unroll(theta, 3).carry.params_BN, first.carry.params_BN)
 
 
 def test_cutting_does_not_change_the_inner_run():
@@ -87,7 +104,7 @@ def test_the_meta_gradient_of_many_is_the_mean_of_each():
     for b in range(4):
         alone = unroll(
             RULE, theta, InnerState(together.params_BN[b : b + 1], RULE.init_state(1, N, F64)),
-            loss, batches, noise[b].unsqueeze(1), lr=0.05, kl_weight=1e-2,
+            loss, batches, noise[b].unsqueeze(1), lrs=[0.05] * 5, kl_weight=1e-2,
         )  # fmt: skip
         torch.testing.assert_close(result.loss_TB[:, b], alone.loss_TB[:, 0])
         grads = torch.autograd.grad(alone.meta_loss, list(theta.values()))
@@ -113,8 +130,9 @@ def test_no_second_derivatives():
     theta = theta_with_grad()
     noise = torch.zeros(3, 1, N, dtype=F64)
     result = unroll(
-        RULE, theta, start(), lambda w, _: Once.apply(w), [None] * 3, noise, lr=0.01, kl_weight=0.0
-    )
+        RULE, theta, start(), lambda w, _: Once.apply(w), [None] * 3, noise,
+        lrs=[0.01] * 3, kl_weight=0.0,
+    )  # fmt: skip
     result.meta_loss.backward()
     assert float(theta["post_linear.weight"].grad.abs().max()) > 0
 
@@ -124,5 +142,5 @@ def test_one_noise_and_batch_a_step():
     with pytest.raises(ValueError, match="zip"):
         unroll(
             RULE, theta, start(), loss, [torch.zeros((), dtype=F64)] * 2,
-            torch.zeros(3, 1, N, dtype=F64), lr=0.1, kl_weight=0.0,
+            torch.zeros(3, 1, N, dtype=F64), lrs=[0.1] * 3, kl_weight=0.0,
         )  # fmt: skip

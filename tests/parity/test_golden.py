@@ -89,7 +89,7 @@ def test_meta_gradient(name):
         lambda w, _: 0.5 * (w @ golden["A"].T - golden["b"]).square().mean(dim=-1),
         [None] * length,
         noise.unsqueeze(1),
-        lr=float(golden["lr"]),
+        lrs=[float(golden["lr"])] * length,
         kl_weight=float(golden["kl_weight"]),
     )
     result.meta_loss.backward()

@@ -9,6 +9,9 @@ import torch
 from sklearn.datasets import load_digits
 
 from hyperadam.errors import ConfigError, DataError
+from hyperadam.evaluation import train
+from hyperadam.evaluation.suites import SUITES
+from hyperadam.metatrain.task_group import TaskGroup
 from hyperadam.tasks import (
     TASKS,
     ClassificationData,
@@ -22,8 +25,11 @@ from hyperadam.tasks import (
     make_task,
     stack_batches,
 )
+from hyperadam.tasks import data as data_module
 from hyperadam.tasks.base import batch_indices
 from hyperadam.tasks.catalogue import IMAGES
+from hyperadam.tasks.examples import AutoregressiveExamples
+from hyperadam.tasks.practice import practice_entries
 
 
 def colours(count=48, classes=10):
@@ -411,8 +417,66 @@ def test_digits():
     assert torch.bincount(data.val_labels).min() > 20
 
 
+def test_small_mnist_has_the_means_of_what_its_pixels_cover(monkeypatch):
+    images = torch.randint(256, (1100, 28, 28), generator=make_generator(0)).to(torch.uint8)
+    labels = torch.zeros(1100, dtype=torch.int64)
+    mnist = ClassificationData("mnist", images, labels, images[:3], labels[:3], 255, 10)
+    monkeypatch.setattr(data_module, "_load_images", lambda name, data_dir: mnist)
+    load_data.cache_clear()
+    try:
+        small = load_data("mnist8")
+    finally:
+        load_data.cache_clear()
+    assert small.train_images.shape == (1100, 8, 8)
+    assert small.val_images.shape == (3, 8, 8)
+    assert small.train_images.dtype == torch.uint8
+    # 28 / 8 = 3.5: pixel (1, 0) covers rows 3 to 6 and columns 0 to 3.
+    expected = images[1050, 3:7, 0:4].double().mean()
+    assert abs(float(small.train_images[1050, 1, 0]) - float(expected)) <= 0.5
+
+
+def test_no_suite_has_what_is_meta_trained_on():
+    practice = {entry.name for entry in practice_entries()}
+    reported = {task for suite in SUITES.values() for task in suite.tasks}
+    assert len(practice) > 25
+    assert practice <= set(TASKS)
+    assert not practice & reported
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # of attention under vmap
+@pytest.mark.parametrize("entry", practice_entries(), ids=lambda entry: entry.name)
+def test_what_is_meta_trained_on_can_be_learned_and_stacked(entry):
+    """Under Adam the loss falls; B side by side are each by itself."""
+    images = torch.randint(256, (256, 8, 8), generator=make_generator(0)).to(torch.uint8)
+    labels = torch.arange(256) % 10
+    own = ClassificationData("mnist8", images, labels, images[:9], labels[:9], 255, 10)
+    task = entry.on(None if entry.data is None else own)
+    run = train(
+        task, lambda params: torch.optim.Adam(params, lr=0.02), seed=0, steps=120, validate=False
+    )
+    assert run.final_loss < run.train_loss_T[0]  # eight sigmoid layers take long to begin
+    group = TaskGroup([task, task], [1, 2], torch.device("cpu"))
+    both = group.loss(group.initial_BN, group.batch(0))
+    alone = [TaskGroup([task], [seed], torch.device("cpu")) for seed in (1, 2)]
+    each = [float(one.loss(one.initial_BN, one.batch(0))) for one in alone]
+    assert both.tolist() == pytest.approx(each, rel=1e-4)
+
+
+def test_an_autoregressive_sequence_goes_on_without_noise():
+    inputs, targets = AutoregressiveExamples(noise=0.0, batch_size=50).batch(3, 0)
+    assert inputs.shape == (50, 10)
+    assert targets.shape == (50,)
+    # Two equations of the last four values have the coefficients, which give the next one.
+    x = inputs.double()
+    left = torch.stack([x[:, [-2, -3]], x[:, [-3, -4]]], dim=1)
+    coefficients = torch.linalg.solve(left, x[:, [-1, -2]].unsqueeze(-1)).squeeze(-1)
+    going_on = (coefficients * x[:, [-1, -2]]).sum(-1)
+    close = (going_on - targets).abs() < 1e-2
+    assert close.double().mean() > 0.8  # where the equations can be told apart
+
+
 def test_task_names():
-    assert len(TASKS) == 80 + 15 + 4 + 10 + 5 + 2 + 3 + 2
+    assert len(TASKS) == 80 + 15 + 4 + 10 + 5 + 2 + 3 + 2 + len(practice_entries())
     assert all(entry.name == name for name, entry in TASKS.items())
     assert make_task("digits-mlp3-elu").name == "digits-mlp3-elu"
     with pytest.raises(ConfigError, match=r"did you mean .*'digits-mlp1-relu'"):

@@ -21,6 +21,8 @@ from hyperadam.weights import rule_from_dict
 
 MAX_CONVEX_DIM = 1_000_000
 META_SCHEDULES = ("constant", "cosine")
+META_OBJECTIVES = ("loss", "log-loss")
+SCHEDULES = ("none", "cosine")
 
 
 def _draw(seed: int, *purpose: str | int) -> float:
@@ -50,6 +52,12 @@ class MetaTrainConfig:
         tasks_per_step: B, how many inner runs are unrolled side by side, for one meta-gradient;
             ``inner_runs`` is a multiple of it.
         lr: inner learning rate, which the weights will recommend.
+        schedule: of the inner learning rate: ``"none"``, or ``"cosine"``: it falls to 0 over an
+            inner run; or both, with a comma between, of which the inner runs of a meta-step draw
+            one.
+        meta_objective: of an unroll: ``"loss"``, the mean inner loss; or ``"log-loss"``, its
+            logarithm, so that all tasks count alike, whatever the size of their losses, and the end
+            of an inner run as much as its beginning.
         kl_weight: λ, the weight of the KL term in the meta-loss.
         meta_lr: learning rate of the meta-optimizer, Adam.
         meta_schedule: ``"constant"``, or ``"cosine"``: it falls to 0 over the whole run.
@@ -74,6 +82,8 @@ class MetaTrainConfig:
     inner_runs: int = 10_000
     tasks_per_step: int = 1
     lr: float = 1e-3
+    schedule: str = "none"
+    meta_objective: str = "loss"
     kl_weight: float = 1e-4
     meta_lr: float = 1e-4
     meta_schedule: str = "constant"
@@ -103,8 +113,14 @@ class MetaTrainConfig:
         least = self.min_random_scaling
         good = least is None or 0 <= least <= self.random_scaling
         self._require("min_random_scaling", good, "from 0 to random_scaling, or null")
-        if self.meta_schedule not in META_SCHEDULES:
-            raise ConfigError(unknown_name("meta_schedule", self.meta_schedule, META_SCHEDULES))
+        for name, values, known in (
+            ("meta_schedule", [self.meta_schedule], META_SCHEDULES),
+            ("meta_objective", [self.meta_objective], META_OBJECTIVES),
+            ("schedule", self.schedules, SCHEDULES),
+        ):
+            for value in values:
+                if value not in known:
+                    raise ConfigError(unknown_name(name, value, known))
         self._require(
             "inner_runs",
             self.inner_runs % self.tasks_per_step == 0,
@@ -140,6 +156,24 @@ class MetaTrainConfig:
         """The inner task of the runs that a meta-step begins with this one."""
         names = self.task_names
         return names[derive_seed(self.seed, "task of run", run) % len(names)]
+
+    @property
+    def schedules(self) -> list[str]:
+        """The inner learning rate's."""
+        return self.schedule.split(",")
+
+    def lr_at(self, run: int, inner_step: int) -> float:
+        """The inner learning rate of the runs that a meta-step begins with this one.
+
+        Args:
+            run: the first of them.
+            inner_step: from 0.
+        """
+        names = self.schedules
+        if names[derive_seed(self.seed, "schedule of run", run) % len(names)] == "none":
+            return self.lr
+        length = self.unrolls_of(run) * self.unroll_length
+        return self.lr * 0.5 * (1 + math.cos(math.pi * inner_step / length))
 
     def unrolls_of(self, run: int) -> int:
         """How many unrolls they have."""

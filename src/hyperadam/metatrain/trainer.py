@@ -155,8 +155,9 @@ class MetaTrainer:
             self.group.loss,
             [self.group.batch(step) for step in steps],
             self._noise(steps),
-            lr=config.lr,
+            lrs=[config.lr_at(self.run, step) for step in steps],
             kl_weight=config.kl_weight,
+            objective=config.meta_objective,
         )
         self.meta_optimizer.zero_grad()
         result.meta_loss.backward()

@@ -38,7 +38,8 @@ class Unroll:
     """The result of an unroll of T steps.
 
     Attributes:
-        meta_loss: mean over steps and tasks of ``loss + kl_weight KL``; differentiable by theta.
+        meta_loss: mean over tasks of the objective, plus ``kl_weight`` times the mean KL term;
+            differentiable by theta.
         loss_TB: inner losses after each update, on the batch that the update was made from.
         kl_TB: KL term of each step.
         carry: the state after the last step, cut from the graph.
@@ -58,8 +59,9 @@ def unroll(
     batches: Sequence[Batch],
     noise_TBN: Tensor,
     *,
-    lr: float,
+    lrs: Sequence[float],
     kl_weight: float,
+    objective: str = "loss",
 ) -> Unroll:
     """Train B networks for ``len(batches)`` inner steps, as a function of theta.
 
@@ -76,14 +78,15 @@ def unroll(
         loss: the inner tasks' losses.
         batches: one a step.
         noise_TBN: standard normal numbers for the sampled updates.
-        lr: inner learning rate.
+        lrs: inner learning rates, one a step.
         kl_weight: λ, the weight of the KL term.
+        objective: ``"loss"``, a task's mean loss over the steps; ``"log-loss"``, its logarithm.
     """
     params_BN = carry.params_BN
     steps = rule.begin(theta, carry.rule_state, len(batches))
     losses: list[Tensor] = []
     kls: list[Tensor] = []
-    for batch, noise_BN in zip(batches, noise_TBN, strict=True):
+    for batch, noise_BN, lr in zip(batches, noise_TBN, lrs, strict=True):
         with torch.enable_grad():
             point_BN = params_BN.detach().requires_grad_()
             # A task's loss depends on its own row only: the sum's gradient is each one's.
@@ -93,8 +96,12 @@ def unroll(
         losses.append(loss(params_BN, batch))
         kls.append(rule.rule.kl(update))
     loss_TB, kl_TB = torch.stack(losses), torch.stack(kls)
+    if objective == "loss":
+        meta_loss = (loss_TB + kl_weight * kl_TB).mean()
+    else:
+        meta_loss = loss_TB.mean(0).log().mean() + kl_weight * kl_TB.mean()
     return Unroll(
-        meta_loss=(loss_TB + kl_weight * kl_TB).mean(),
+        meta_loss=meta_loss,
         loss_TB=loss_TB.detach(),
         kl_TB=kl_TB.detach(),
         carry=InnerState(params_BN.detach(), steps.carry()),

@@ -15,9 +15,10 @@ from hyperadam.tasks.base import (
     move_batch,
     stack_batches,
 )
-from hyperadam.tasks.catalogue import TASKS, TaskEntry, make_task, match_tasks
+from hyperadam.tasks.catalogue import TASKS, make_task, match_tasks
 from hyperadam.tasks.convex import ConvexTask
 from hyperadam.tasks.data import DATA_SETS, ClassificationData, Data, load_data
+from hyperadam.tasks.entry import TaskEntry
 from hyperadam.tasks.examples import ImageExamples, SineExamples
 from hyperadam.tasks.image_folder import ImageFolder, ImageFolderExamples
 from hyperadam.tasks.networks import ACTIVATIONS, LSTM, MLP, ModuleNetwork

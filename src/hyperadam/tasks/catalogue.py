@@ -2,34 +2,27 @@
 
 from __future__ import annotations
 
-import dataclasses
 import fnmatch
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
 from hyperadam.errors import ConfigError, unknown_name
-from hyperadam.tasks.base import Task, make_generator
+from hyperadam.tasks.base import Task
 from hyperadam.tasks.convnet import HIDDEN, ConvNet
-from hyperadam.tasks.data import DATA_SETS, ClassificationData, Data, load_data
-from hyperadam.tasks.examples import ImageExamples, SineExamples
+from hyperadam.tasks.data import SMALL_MNIST, SMALL_SIZE, Data
+from hyperadam.tasks.entry import TaskEntry, image_examples, module_network
+from hyperadam.tasks.examples import SineExamples
 from hyperadam.tasks.image_folder import ImageFolder, ImageFolderExamples
 from hyperadam.tasks.imagenet_resnet import STAGES, ImageNetResNet
 from hyperadam.tasks.networks import ACTIVATIONS, LSTM, MLP, ModuleNetwork
+from hyperadam.tasks.practice import practice_entries
 from hyperadam.tasks.resnet import CifarResNet
-from hyperadam.tasks.supervised import (
-    Classification,
-    Examples,
-    Network,
-    Objective,
-    Regression,
-    SupervisedTask,
-)
+from hyperadam.tasks.supervised import Examples, Network, Regression
 from hyperadam.tasks.text import CONTEXT, VOCABULARY, TextData, TextExamples
 from hyperadam.tasks.transformer import CharacterTransformer, VisionTransformer
 
@@ -42,80 +35,26 @@ RESNET_WEIGHT_DECAY = 1e-4
 IMAGES = {
     "digits": (1, 8, 10),
     "mnist": (1, 28, 10),
+    SMALL_MNIST: (1, SMALL_SIZE, 10),
     "cifar10": (3, 32, 10),
     "cifar100": (3, 32, 100),
 }
 """Channels, height and width, and classes of each data set of images."""
 
 
-@dataclasses.dataclass(frozen=True)
-class TaskEntry:
-    """A task that can be made.
-
-    Attributes:
-        name: of the task.
-        data: of :data:`hyperadam.tasks.DATA_SETS`; None: it makes its own.
-        network: makes the network, for the data; without data, where a task needs them, one of the
-            published size whose parameters can be counted only.
-        examples: makes the examples, from the data.
-        objective: see :class:`~hyperadam.tasks.supervised.SupervisedTask`.
-        weight_decay: likewise.
-    """
-
-    name: str
-    data: str | None
-    network: Callable[[Data | None], Network]
-    examples: Callable[[Data | None], Examples]
-    objective: Objective = dataclasses.field(default_factory=Classification)
-    weight_decay: float = 0.0
-
-    def make(self, data_dir: Path | None) -> SupervisedTask:
-        """The task, on the data of its name; see :func:`load_data`."""
-        return self.on(None if self.data is None else load_data(self.data, data_dir))
-
-    def on(self, data: Data | None) -> SupervisedTask:
-        """The task, on these data."""
-        return SupervisedTask(
-            self.name, self.network(data), self.examples(data), self.objective, self.weight_decay
-        )
-
-    def data_needs(self) -> str:
-        """In words, what the data are read from."""
-        return "none" if self.data is None else DATA_SETS[self.data]
-
-    def num_params(self) -> int:
-        """How many numbers the network has; needs no data."""
-        network = self.network(None)
-        if isinstance(network, ModuleNetwork):
-            return sum(value.numel() for value in network.training.parameters())
-        return sum(value.numel() for value in network.init_params(make_generator(0)).values())
-
-
-def _module(build: Callable[[], nn.Module], **settings: Any) -> Callable[[Data | None], Network]:
-    return lambda _: ModuleNetwork(build, **settings)
-
-
-def _images(**settings: bool) -> Callable[[Data | None], Examples]:
-    def examples(data: Data | None) -> Examples:
-        assert isinstance(data, ClassificationData)
-        return ImageExamples(data, **settings)
-
-    return examples
-
-
 def _mlp(data: str, depth: int, activation: str) -> TaskEntry:
     channels, size, classes = IMAGES[data]
     sizes = (channels * size**2, *[MLP_WIDTH] * depth, classes)
     return TaskEntry(
-        f"{data}-mlp{depth}-{activation}", data, lambda _: MLP(sizes, activation), _images()
+        f"{data}-mlp{depth}-{activation}", data, lambda _: MLP(sizes, activation), image_examples()
     )
 
 
 def _cnn(data: str, blocks: int, variant: str) -> TaskEntry:
     build = functools.partial(ConvNet, *IMAGES[data], blocks=blocks, batch_norm=variant == "-bn")
     masks = [(HIDDEN,)] if variant == "-dropout" else []
-    network = _module(build, init="normal", mask_shapes=masks)
-    return TaskEntry(f"{data}-cnn{blocks}{variant}", data, network, _images())
+    network = module_network(build, init="normal", mask_shapes=masks)
+    return TaskEntry(f"{data}-cnn{blocks}{variant}", data, network, image_examples())
 
 
 def _lstm(layers: int, variant: str) -> TaskEntry:
@@ -135,8 +74,8 @@ def _resnet(data: str, depth: int) -> TaskEntry:
     return TaskEntry(
         f"{data}-resnet{depth}",
         data,
-        _module(lambda: CifarResNet(depth, IMAGES[data][2])),
-        _images(augment=True),
+        module_network(lambda: CifarResNet(depth, IMAGES[data][2])),
+        image_examples(augment=True),
         weight_decay=RESNET_WEIGHT_DECAY,
     )
 
@@ -152,14 +91,14 @@ def _autoencoder(data: str) -> TaskEntry:
             layers += [nn.Linear(fan_in, fan_out), nn.ReLU()]
         return nn.Sequential(*layers, nn.Linear(128, pixels), nn.Sigmoid(), nn.Unflatten(1, shape))
 
-    examples = _images(reconstruct=True)
-    return TaskEntry(f"{data}-autoencoder", data, _module(build), examples, Regression())
+    examples = image_examples(reconstruct=True)
+    return TaskEntry(f"{data}-autoencoder", data, module_network(build), examples, Regression())
 
 
 def _vit(data: str) -> TaskEntry:
     patch = {"digits": 2, "mnist": 7, "cifar10": 4}[data]
     build = functools.partial(VisionTransformer, *IMAGES[data], patch=patch)
-    return TaskEntry(f"{data}-vit", data, _module(build), _images())
+    return TaskEntry(f"{data}-vit", data, module_network(build), image_examples())
 
 
 def _imagenet(depth: int) -> TaskEntry:
@@ -184,7 +123,7 @@ def _transformer(data: str) -> TaskEntry:
         assert isinstance(data, TextData)
         return TextExamples(data)
 
-    network = _module(lambda: CharacterTransformer(VOCABULARY, CONTEXT))
+    network = module_network(lambda: CharacterTransformer(VOCABULARY, CONTEXT))
     return TaskEntry(f"{data}-transformer", data, network, examples)
 
 
@@ -209,6 +148,7 @@ def _entries() -> list[TaskEntry]:
         *(_autoencoder(data) for data in grey),
         *(_vit(data) for data in (*grey, "cifar10")),
         *(_transformer(data) for data in ("pydoc", "shakespeare")),
+        *practice_entries(),
     ]
 
 

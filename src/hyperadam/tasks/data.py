@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from hyperadam.errors import DataError, MissingDependencyError, unknown_name
@@ -65,12 +66,16 @@ SOURCES = {
     "cifar100": _Source("uoft-cs/cifar100", "img", "fine_label", colours=True, num_classes=100),
 }
 
+SMALL_MNIST = "mnist8"
+SMALL_SIZE = 8
+
 DATA_SETS = {
     "digits": "comes with scikit-learn",
     **{
         name: f"{name}-{{train,test}}.parquet, or the hub's {source.hub_name}"
         for name, source in SOURCES.items()
     },
+    SMALL_MNIST: "mnist-{train,test}.parquet, or the hub's ylecun/mnist",
     "imagenet": "imagenet/{train,val}/CLASS/*.JPEG",
     "pydoc": "comes with Python",
     "shakespeare": f"shakespeare.txt, or the hub's {SHAKESPEARE}",
@@ -96,6 +101,8 @@ def load_data(name: str, data_dir: Path | None = None) -> Data:
         return _load_digits()
     if name in SOURCES:
         return _load_images(name, data_dir)
+    if name == SMALL_MNIST:
+        return _load_small_mnist(data_dir)
     if name == "imagenet":
         return _load_imagenet(data_dir)
     if name == "pydoc":
@@ -131,6 +138,26 @@ def _load_digits() -> ClassificationData:
         val_labels=labels[held_out],
         max_value=16,
         num_classes=10,
+    )
+
+
+def _load_small_mnist(data_dir: Path | None) -> ClassificationData:
+    """MNIST in 8x8 pixels, each the mean of those that it covers."""
+    whole = load_data("mnist", data_dir)
+    assert isinstance(whole, ClassificationData)
+
+    def shrunk(images: Tensor) -> Tensor:
+        means = [
+            F.interpolate(some.unsqueeze(1).float(), size=SMALL_SIZE, mode="area")
+            for some in images.split(1000)
+        ]
+        return torch.cat(means).squeeze(1).round().to(torch.uint8)
+
+    return dataclasses.replace(
+        whole,
+        name=SMALL_MNIST,
+        train_images=shrunk(whole.train_images),
+        val_images=shrunk(whole.val_images),
     )
 
 

@@ -116,3 +116,43 @@ class SineExamples:
         values = 10 * amplitude * torch.sin(angles)
         values += self.noise * torch.randn(values.shape, generator=generator)
         return values[:, :SEQUENCE], values[:, SEQUENCE]
+
+
+HELD_OUT_WALKS = 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class AutoregressiveExamples:
+    """Ten values of an autoregressive process of order 2, and the next one without its noise.
+
+    ``x(k) = 2 r cos(ω) x(k-1) - r² x(k-2) + ε`` with ``r ~ U(0.5, 1)``, ``ω ~ U(0, π)`` and two
+    standard normal values to begin with: each sequence has its own coefficients, which are to be
+    found from what was seen of it.
+
+    Attributes:
+        noise: standard deviation of ε.
+        batch_size: sequences of a batch.
+    """
+
+    noise: float = 0.1
+    batch_size: int = 64
+
+    @property
+    def name(self) -> str:
+        return "autoregressive"
+
+    def batch(self, seed: int, step: int) -> tuple[Tensor, Tensor]:
+        return self._draw(make_generator(seed, "autoregressive", step), self.batch_size)
+
+    def validation(self) -> Iterator[tuple[Tensor, Tensor]]:
+        yield self._draw(make_generator(0, "autoregressive, held out"), HELD_OUT_WALKS)
+
+    def _draw(self, generator: torch.Generator, count: int) -> tuple[Tensor, Tensor]:
+        radius, angle = torch.rand(2, count, generator=generator)
+        radius = 0.5 + 0.5 * radius
+        first, second = 2 * radius * torch.cos(math.pi * angle), -radius.square()
+        values = list(torch.randn(2, count, generator=generator))
+        noise = self.noise * torch.randn(SEQUENCE - 2, count, generator=generator)
+        for own in noise:
+            values.append(first * values[-1] + second * values[-2] + own)
+        return torch.stack(values, dim=1), first * values[-1] + second * values[-2]

@@ -81,7 +81,7 @@ class MLP(PlainNetwork):
 
 @dataclasses.dataclass(frozen=True)
 class LSTM(PlainNetwork):
-    """Stacked LSTM layers that read a sequence of numbers, and a linear layer behind the last step.
+    """Stacked LSTM layers that read a sequence, and a linear layer behind the last step.
 
     Each layer has one matrix for its gates (input, candidate, forget, output) and a forget bias of
     1 that is no parameter, as TensorFlow's BasicLSTMCell, which the papers use.
@@ -89,26 +89,31 @@ class LSTM(PlainNetwork):
     Attributes:
         hidden: units of a layer.
         layers: how many.
+        inputs: numbers read at a step; what comes as an image is read row by row.
+        classes: numbers that come out, logits; 0: one number, as itself.
     """
 
     hidden: int = 20
     layers: int = 1
+    inputs: int = 1
+    classes: int = 0
 
     def init_params(self, generator: torch.Generator) -> Params:
         shapes: dict[str, tuple[int, ...]] = {}
         for layer in range(1, self.layers + 1):
-            fan_in = (1 if layer == 1 else self.hidden) + self.hidden
+            fan_in = (self.inputs if layer == 1 else self.hidden) + self.hidden
             shapes[f"lstm{layer}.weight"] = (4 * self.hidden, fan_in)
             shapes[f"lstm{layer}.bias"] = (4 * self.hidden,)
-        shapes["linear.weight"], shapes["linear.bias"] = (1, self.hidden), (1,)
+        count = self.classes or 1
+        shapes["linear.weight"], shapes["linear.bias"] = (count, self.hidden), (count,)
         return _normal_params(shapes, generator)
 
     def outputs(self, params: Params, inputs: Tensor, masks: Sequence[Tensor]) -> Tensor:
-        """Of inputs (batch, steps): (batch,)."""
-        inputs = inputs.to(params["linear.weight"].dtype)
+        """Of (batch, steps) or (batch, ..., steps, inputs): (batch,), or (batch, classes)."""
+        inputs = inputs.to(params["linear.weight"].dtype).reshape(len(inputs), -1, self.inputs)
         zeros = inputs.new_zeros(len(inputs), self.hidden)
         states = [(zeros, zeros)] * self.layers
-        for value in inputs.unsqueeze(-1).unbind(1):
+        for value in inputs.unbind(1):
             x = value
             for layer, (h, c) in enumerate(states):
                 weight, bias = (params[f"lstm{layer + 1}.{name}"] for name in ("weight", "bias"))
@@ -117,7 +122,8 @@ class LSTM(PlainNetwork):
                 c = torch.sigmoid(keep + 1) * c + torch.sigmoid(take) * torch.tanh(candidate)
                 x = torch.sigmoid(out) * torch.tanh(c)
                 states[layer] = (x, c)
-        return F.linear(x, params["linear.weight"], params["linear.bias"]).squeeze(-1)
+        outputs = F.linear(x, params["linear.weight"], params["linear.bias"])
+        return outputs.squeeze(-1) if self.classes == 0 else outputs
 
 
 class ModuleNetwork:

@@ -1,0 +1,160 @@
+"""Small, quick tasks to meta-train on. No suite has them: what is reported was not trained on."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from hyperadam.tasks.data import SMALL_MNIST, SMALL_SIZE
+from hyperadam.tasks.entry import TaskEntry, image_examples, module_network
+from hyperadam.tasks.examples import AutoregressiveExamples
+from hyperadam.tasks.networks import ACTIVATIONS, LSTM, MLP
+from hyperadam.tasks.supervised import Regression
+
+PIXELS = SMALL_SIZE**2
+CLASSES = 10
+
+
+class RowAttention(nn.Module):
+    """Layers of attention over an image's rows; the mean of their outputs is classified.
+
+    Args:
+        width: of a row's embedding.
+        layers: how many.
+    """
+
+    def __init__(self, width: int, layers: int) -> None:
+        super().__init__()
+        self.embed = nn.Linear(SMALL_SIZE, width)
+        self.position = nn.Parameter(0.1 * torch.randn(SMALL_SIZE, width))
+        layer = nn.TransformerEncoderLayer(
+            width, 2, 2 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+        )
+        self.encoder = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
+        self.output = nn.Linear(width, CLASSES)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits of images (batch, 1, size, size)."""
+        rows = self.embed(images.squeeze(1)) + self.position
+        logits: Tensor = self.output(self.encoder(rows).mean(dim=1))
+        return logits
+
+
+def _mlp(depth: int, width: int, activation: str) -> TaskEntry:
+    network = MLP((PIXELS, *[width] * depth, CLASSES), activation)
+    return TaskEntry(
+        f"{SMALL_MNIST}-mlp{depth}x{width}-{activation}",
+        SMALL_MNIST,
+        lambda _: network,
+        image_examples(),
+    )
+
+
+def _normalised_mlp(depth: int, width: int, batch_size: int) -> TaskEntry:
+    def build() -> nn.Module:
+        layers: list[nn.Module] = [nn.Flatten()]
+        fan_in = PIXELS
+        for _ in range(depth):
+            layers += [nn.Linear(fan_in, width), nn.LayerNorm(width), nn.GELU()]
+            fan_in = width
+        return nn.Sequential(*layers, nn.Linear(width, CLASSES))
+
+    return TaskEntry(
+        f"{SMALL_MNIST}-mlp{depth}x{width}-gelu-ln-b{batch_size}",
+        SMALL_MNIST,
+        module_network(build),
+        image_examples(batch_size=batch_size),
+    )
+
+
+def _cnn(channels: tuple[int, ...], variant: str, batch_size: int) -> TaskEntry:
+    def build() -> nn.Module:
+        layers: list[nn.Module] = []
+        fan_in = 1
+        for fan_out in channels:
+            layers.append(nn.Conv2d(fan_in, fan_out, 3, padding=1))
+            if variant == "-bn":
+                layers.append(nn.BatchNorm2d(fan_out))
+            layers += [nn.ReLU(), nn.MaxPool2d(2)]
+            fan_in = fan_out
+        side = SMALL_SIZE // 2 ** len(channels)
+        return nn.Sequential(*layers, nn.Flatten(), nn.Linear(fan_in * side**2, CLASSES))
+
+    name = "x".join(map(str, channels))
+    return TaskEntry(
+        f"{SMALL_MNIST}-cnn{name}{variant}-b{batch_size}",
+        SMALL_MNIST,
+        module_network(build, init="normal"),
+        image_examples(batch_size=batch_size),
+    )
+
+
+def _row_lstm(layers: int, hidden: int) -> TaskEntry:
+    network = LSTM(hidden, layers, inputs=SMALL_SIZE, classes=CLASSES)
+    return TaskEntry(
+        f"{SMALL_MNIST}-lstm{layers}x{hidden}", SMALL_MNIST, lambda _: network, image_examples()
+    )
+
+
+def _autoregressive_lstm(layers: int, hidden: int) -> TaskEntry:
+    return TaskEntry(
+        f"autoregressive-lstm{layers}x{hidden}",
+        None,
+        lambda _: LSTM(hidden, layers),
+        lambda _: AutoregressiveExamples(),
+        Regression(),
+    )
+
+
+def _attention(layers: int, width: int) -> TaskEntry:
+    return TaskEntry(
+        f"{SMALL_MNIST}-attention{layers}x{width}",
+        SMALL_MNIST,
+        module_network(lambda: RowAttention(width, layers)),
+        image_examples(batch_size=64),
+    )
+
+
+def _autoencoder(widths: tuple[int, ...], activation: type[nn.Module]) -> TaskEntry:
+    def build() -> nn.Module:
+        layers: list[nn.Module] = [nn.Flatten()]
+        fan_in = PIXELS
+        for fan_out in widths:
+            layers += [nn.Linear(fan_in, fan_out), activation()]
+            fan_in = fan_out
+        shape = (1, SMALL_SIZE, SMALL_SIZE)
+        return nn.Sequential(*layers, nn.Linear(fan_in, PIXELS), nn.Unflatten(1, shape))
+
+    name = "x".join(map(str, widths))
+    return TaskEntry(
+        f"{SMALL_MNIST}-autoencoder{name}-{activation.__name__.lower()}",
+        SMALL_MNIST,
+        module_network(build),
+        image_examples(reconstruct=True),
+        Regression(),
+    )
+
+
+def practice_entries() -> list[TaskEntry]:
+    """All of them."""
+    return [
+        *(
+            _mlp(depth, width, activation)
+            for depth, width in ((1, 32), (2, 16), (4, 24), (8, 16))
+            for activation in ACTIVATIONS
+        ),
+        *(_normalised_mlp(2, 32, batch_size) for batch_size in (16, 128)),
+        *(
+            _cnn(channels, variant, batch_size)
+            for channels, batch_size in (((8,), 128), ((8, 16), 32))
+            for variant in ("", "-bn")
+        ),
+        _row_lstm(1, 16),
+        _row_lstm(2, 8),
+        _autoregressive_lstm(1, 16),
+        _autoregressive_lstm(2, 8),
+        _attention(1, 16),
+        _attention(2, 16),
+        _autoencoder((32, 8, 32), nn.ReLU),
+        _autoencoder((16,), nn.Tanh),
+    ]
