@@ -15,7 +15,7 @@ from hyperadam.rule import (
     VariationalHyperAdamRule,
 )
 
-# The bundled weights': departs from the paper where that makes meta-training stable and fast.
+# Departs from the paper where that makes meta-training stable and fast.
 _STABLE = MetaTrainConfig(
     task="digits-mlp1-sigmoid",
     rule=VariationalHyperAdamRule(column_norm="rms", candidate_bound=5.0),
@@ -25,6 +25,21 @@ _STABLE = MetaTrainConfig(
     meta_lr=1e-3,
     meta_weight_decay=0.0,
     meta_grad_clip=1.0,
+)
+
+# The bundled weights': many small tasks, none of them reported; runs of all lengths up to 2,000 steps
+# at a constant and at a falling learning rate.
+_BROAD = dataclasses.replace(
+    _STABLE,
+    task="mnist8-*,autoregressive-*",
+    min_random_scaling=0.0,
+    min_trajectory_length=100,
+    trajectory_length=2000,
+    inner_runs=1000,
+    schedule="none,cosine",
+    kl_weight=1e-7,
+    meta_schedule="cosine",
+    meta_objective="log-loss",
 )
 
 
@@ -63,6 +78,7 @@ PRESETS: dict[str, MetaTrainConfig] = {
     # The paper's recipe on a data set that comes with the package, at a tenth of the length.
     "digits": MetaTrainConfig(task="digits-mlp1-sigmoid", inner_runs=1000),
     "digits-stable": _STABLE,
+    "broad": _BROAD,
     # Seconds: for tests and for trying out the command.
     "smoke": MetaTrainConfig(
         task="digits-mlp1-sigmoid",
