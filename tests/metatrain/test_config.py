@@ -97,6 +97,7 @@ def test_the_learned_baselines_have_the_papers_recipe():
 def test_every_preset_trains(name):
     """One unroll of two inner runs side by side; theta moves and nothing warns."""
     short = ["task=digits-mlp1-sigmoid", "unroll_length=3", "trajectory_length=3", "inner_runs=2"]
+    short.append("min_trajectory_length=null")
     trainer = MetaTrainer(preset(name).with_overrides([*short, "tasks_per_step=2"]))
     before = {key: value.detach().clone() for key, value in trainer.theta.items()}
     record = trainer.meta_step()
