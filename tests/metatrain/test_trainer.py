@@ -210,6 +210,19 @@ def test_varied_runs_resume_with_the_same_bits():
     assert_same(theta_of(second), theta_of(whole))
 
 
+def test_a_finished_run_of_several_tasks_is_taken_up():
+    """Its last inner runs are of another task than the first ones."""
+    config = VARIED.with_overrides(["inner_runs=3"])
+    assert len({config.task_of(run) for run in (0, 2)}) == 2
+    whole = MetaTrainer(config)
+    while not whole.finished:
+        whole.meta_step()
+    again = MetaTrainer(config)
+    again.load_state(whole.state())
+    assert again.finished
+    assert_same(again.state(), whole.state())
+
+
 def test_backends_agree_but_for_rounding():
     results = []
     for backend in ("reference", "cpu"):

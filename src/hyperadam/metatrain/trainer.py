@@ -107,7 +107,7 @@ class MetaTrainer:
         self.history: list[MetaStep] = []
         self.run = 0
         self.unroll_in_run = 0
-        self._begin_runs()
+        self._begin_runs(self.run)
 
     @property
     def finished(self) -> bool:
@@ -127,12 +127,13 @@ class MetaTrainer:
             convex = RandomScaling(convex, config.convex_scaling, convex_seed)
         return SumOfTasks(task, convex)
 
-    def _begin_runs(self) -> None:
+    def _begin_runs(self, run: int) -> None:
+        """Begin the inner runs of the meta-steps that begin with this one."""
         share = self.config.tasks_per_step // self.ranks.count
-        first = self.run + self.ranks.rank * share
+        first = run + self.ranks.rank * share
         runs = range(first, first + share)
         self.run_seeds = [derive_seed(self.config.seed, "inner run", run) for run in runs]
-        name = self.config.task_of(self.run)
+        name = self.config.task_of(run)
         tasks = [self.inner_task(name, seed) for seed in self.run_seeds]
         self.group = TaskGroup(tasks, self.run_seeds, self.device)
         params_BN = self.group.initial_BN
@@ -193,7 +194,7 @@ class MetaTrainer:
             self.run += config.tasks_per_step
             self.unroll_in_run = 0
             if not self.finished:
-                self._begin_runs()
+                self._begin_runs(self.run)
         return record
 
     def _mean_over_ranks(self, *losses: Tensor) -> list[float]:
@@ -274,8 +275,8 @@ class MetaTrainer:
                 if not bool(saved[index]["step"] >= 1):
                     raise ValueError("the meta-optimizer's step is no count")
         self.meta_optimizer.load_state_dict(self.meta_optimizer.state_dict() | {"state": saved})
-        if not self.finished:
-            self._begin_runs()
+        # A finished run holds the last inner runs, whose task the first ones need not have had.
+        self._begin_runs(min(self.run, config.inner_runs - config.tasks_per_step))
         shaped = {
             name: self._own_share(tensors[f"inner.rule.{name}"], value)
             for name, value in self.carry.rule_state.unpack().tensors().items()
