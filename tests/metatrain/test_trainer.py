@@ -212,8 +212,8 @@ def test_varied_runs_resume_with_the_same_bits():
 
 def test_a_finished_run_of_several_tasks_is_taken_up():
     """Its last inner runs are of another task than the first ones."""
-    config = VARIED.with_overrides(["inner_runs=3"])
-    assert len({config.task_of(run) for run in (0, 2)}) == 2
+    config = VARIED.with_overrides(["inner_runs=2"])
+    assert config.task_of(1) != config.task_of(0)
     whole = MetaTrainer(config)
     while not whole.finished:
         whole.meta_step()
@@ -258,7 +258,7 @@ def test_the_meta_gradient_of_many_is_the_mean_of_each():
     for run in range(4):
         single = MetaTrainer(SMOKE)
         single.run = run
-        single._begin_runs()
+        single._begin_runs(single.run)
         singles.append(meta_gradient(single))
     alone = torch.cat([loss_T1 for loss_T1, _ in singles], dim=1)
     torch.testing.assert_close(losses, alone, rtol=1e-10, atol=0)
