@@ -27,8 +27,8 @@ _STABLE = MetaTrainConfig(
     meta_grad_clip=1.0,
 )
 
-# The bundled weights': many small tasks, none of them reported; runs of all lengths up to 2,000 steps
-# at a constant and at a falling learning rate.
+# The bundled weights': many small tasks, none of them reported; runs of all lengths up to 2,000
+# steps, at a constant and at a falling learning rate.
 _BROAD = dataclasses.replace(
     _STABLE,
     task="mnist8-*,autoregressive-*",

@@ -503,13 +503,17 @@ def _usual_seeds(group: Group) -> int:
     return max(counts, key=lambda count: (counts[count], count))
 
 
+def _is_best(
+    value: float, values: Sequence[float], best: Callable[[Sequence[float]], float]
+) -> bool:
+    """Whether a value is the best of several; one alone is not."""
+    return len(values) > 1 and value == best(values)
+
+
 def _losses(group: Group, key: str) -> Iterator[Block]:
     usual = _usual_seeds(group)
-    best = {
-        task: min(
-            (group.entries[task, s].score for s in group.series if (task, s) in group.entries),
-            default=math.inf,
-        )
+    scores = {
+        task: [group.entries[task, s].score for s in group.series if (task, s) in group.entries]
         for task in group.tasks
     }
 
@@ -525,7 +529,7 @@ def _losses(group: Group, key: str) -> Iterator[Block]:
         target = group.target(task)
         return Cell(
             _number(entry.loss.mean, entry.loss.half_width),
-            strong=math.isfinite(entry.score) and entry.score == best[task],
+            strong=math.isfinite(entry.score) and _is_best(entry.score, scores[task], min),
             tint=0 if series == group.reference else _tint(entry.score / target),
             small=small(entry),
         )
@@ -562,7 +566,7 @@ def _validation(
     group: Group,
     estimate: Callable[[Entry], Estimate],
     show: Callable[[float, float], str],
-    best: Callable[[list[float]], float],
+    best: Callable[[Sequence[float]], float],
     caption: str,
 ) -> Iterator[Block]:
     """A table of what was measured on held-out data, of the tasks that have it."""
@@ -583,7 +587,7 @@ def _validation(
         if entry is None or math.isnan(estimate(entry).mean):
             return MISSING
         found = estimate(entry)
-        strong = found.mean == best(means[task])
+        strong = _is_best(found.mean, means[task], best)
         return Cell(show(found.mean, found.half_width), strong=strong)
 
     yield _matrix(group, cell, say("{}", caption), tasks=tasks, folded=True)
