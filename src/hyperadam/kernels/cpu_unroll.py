@@ -78,7 +78,7 @@ class Tape:
         self.dtype = theta[THETA_ORDER[0]].dtype
         self.size = sum(value.numel() for value in theta.values())
         self.plan = self.passes.plan(parts)
-        self.num_parts = len(parts)
+        self.parts = parts
         self.counts_S = segment_counts(parts, torch.device("cpu"))
         self.kappa_S = torch.ones_like(self.counts_S, dtype=self.dtype)
         if rule.column_norm == "rms":
@@ -89,6 +89,8 @@ class Tape:
         self.grads: list[Tensor] = []
         self.scales: list[tuple[Tensor, Tensor]] = []
         self.returned: int | None = None
+        self.owed_SC = torch.zeros(len(self.counts_S), 2 * rule.channels, dtype=self.dtype)
+        self.owed_before: int | None = None
 
     def __del__(self) -> None:
         for tiles in self.kept.values():
@@ -112,7 +114,7 @@ class Tape:
         return self.last
 
     def _steps(self, index: int) -> Tensor:
-        return torch.full((self.num_parts,), self.taken + index + 1)
+        return torch.full((len(self.parts),), self.taken + index + 1)
 
     def _lanes(self, grad: Tensor) -> Lanes:
         log_var = torch.empty_like(grad) if self.passes.rule.has_variance else None
@@ -184,7 +186,8 @@ class Tape:
         """Gradients with respect to the state before a step and theta, from those after it.
 
         Those of exp_avg and exp_avg_sq are 0: the rule's features are data, as its gradients are.
-        Any order of steps gives the same; from the last to the first is the fast one.
+        Steps come from the last to the first. What the column norms take from the gradients of m
+        and h is owed: the next call, for the step before, subtracts it, or :meth:`settle`.
         """
         tiles, new_tiles = self._state(index), self._state(index + 1)
         grad = self.grads[index]
@@ -195,6 +198,8 @@ class Tape:
         state_scale, adam_scale = self.scales[index]
         zeros = torch.zeros_like(grad)
         d_var = zeros if d_log_var is None else d_log_var.contiguous()
+        if d_new_tiles is None or self.owed_before != index + 1:
+            self.owed_SC.zero_()
         self.passes.program.backward(
             self.plan,
             self._steps(index),
@@ -207,14 +212,26 @@ class Tape:
             zeros if d_mean is None else d_mean.contiguous(),
             d_var if self.passes.rule.has_variance else None,
             None if d_new_tiles is None else d_new_tiles.contiguous(),
+            self.owed_SC,
             d_tiles,
             d_theta,
             torch.get_num_threads(),
         )
         if index + 1 in self.kept:
             self._done_with(self.kept.pop(index + 1))
-        self.returned = d_tiles.data_ptr()
+        self.returned, self.owed_before = d_tiles.data_ptr(), index
         return d_tiles, d_theta
+
+    def settle(self, index: int, d_tiles: Tensor) -> None:
+        """Subtract what is owed to the gradient of the state before a step."""
+        rows, tiles = self.passes.layout.rows, self._state(index)
+        channels = self.passes.rule.channels
+        for part in self.parts:
+            inside = torch.arange(part.num_tiles * TILE).view(-1, 1, TILE) < part.count
+            owed = self.owed_SC[part.segment].split(channels)
+            for name, owed_H in zip(("m_NH", "h_NLH"), owed, strict=True):
+                columns = tiles[part.tiles, rows[name]] * inside
+                d_tiles[part.tiles, rows[name]] -= owed_H.unsqueeze(-1) * columns
 
 
 def flatten_theta(theta: Theta) -> Tensor:
@@ -247,6 +264,8 @@ class FusedStep(torch.autograd.Function):
         if not ctx.needs_input_grad[2]:
             ctx.tape.spare.append(d_tiles)
             return None, None, None, d_theta
+        if ctx.index == 0:
+            ctx.tape.settle(0, d_tiles)
         return None, None, d_tiles, d_theta
 
 

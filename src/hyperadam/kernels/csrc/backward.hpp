@@ -187,6 +187,11 @@ struct Backward {
   static constexpr int MAX_NARROW = MAX_CHANNELS + 1 + 2 * LANES;
   static constexpr int MAX_SHORT = 2 * MAX_DECAYS + 1 + LANES;
 
+  // 1 in the lanes of coordinates, 0 in padding.
+  static void make_mask(std::int64_t valid, Real* mask_T) {
+    for (int lane = 0; lane < TILE; ++lane) mask_T[lane] = lane < valid ? 1.0 : 0.0;
+  }
+
   HYPERADAM_INLINE static F incoming(const Real* tile, int row, int lane) {
     return tile == nullptr ? F(0.0) : at(tile + row * TILE, lane);
   }
@@ -195,7 +200,8 @@ struct Backward {
   template <int G>
   static void adam_group(const Config& config, const Real* weights, const Real* inputs_CT,
                          const Real* grad, const Real* d_mean, int channel, const Real* tile,
-                         const Real* next, const Real* d_next, Real* d_tile, Real* d_z_JT) {
+                         const Real* next, const Real* d_next, const Real* owed, const Real* mask_T,
+                         Real* d_tile, Real* d_z_JT) {
     const F epsilon(1e-24), one(1.0), to_bound(config.bound > 0 ? 1 / config.bound : 0);
     const int channels = config.channels;
     for (int lane = 0; lane < TILE; lane += BLOCK) {
@@ -203,7 +209,7 @@ struct Backward {
       Pass::adam_outputs(weights, channels, inputs_CT, lane, outputs);
       for (int v = 0; v < VECTORS; ++v) {
         const int x = lane + v * LANES;
-        const F g = at(grad, x), d_mean_v = at(d_mean, x);
+        const F g = at(grad, x), d_mean_v = at(d_mean, x), mask = F::load_aligned(mask_T + x);
         for (int i = 0; i < G; ++i) {
           F beta, take_m, gamma, take_v;
           S::sigmoids(outputs[0][i][v], beta, take_m);
@@ -215,7 +221,8 @@ struct Backward {
           const int m_corr = config.row_m_corr() + c, v_corr = config.row_v_corr() + c;
           const F inverse_m = S::inverse(at(next + m_corr * TILE, x) + epsilon);
           const F inverse_v = S::inverse(at(next + v_corr * TILE, x) + epsilon);
-          const F m_hat = at(next + m * TILE, x) * inverse_m;
+          const F next_m = at(next + m * TILE, x);
+          const F m_hat = next_m * inverse_m;
           const F v_hat = xsimd::min(F(S::LARGEST), at(next + v2 * TILE, x) * inverse_v);
           const F inverse_root = S::inverse_root(v_hat + epsilon);
           F a = m_hat * inverse_root;
@@ -230,7 +237,8 @@ struct Backward {
           const F d_z_rho = d_rho * xsimd::select(z_rho > F(0.0), one, rho + one);
           const F d_m_hat = d_a * inverse_root;
           const F d_v_hat = F(-0.5) * (d_a * unbounded) * (inverse_root * inverse_root);
-          const F d_m = incoming(d_next, m, x) + d_m_hat * inverse_m;
+          const F d_m =
+              incoming(d_next, m, x) - F(owed[c]) * (mask * next_m) + d_m_hat * inverse_m;
           const F d_v = incoming(d_next, v2, x) + d_v_hat * inverse_v;
           const F d_m_corr = incoming(d_next, m_corr, x) - d_m_hat * m_hat * inverse_m;
           const F d_v_corr = incoming(d_next, v_corr, x) - d_v_hat * v_hat * inverse_v;
@@ -260,6 +268,8 @@ struct Backward {
     const Real* transposed =
         job.adam_transposed + chunk.segment * adam_transposed_size(config);
     const Real* post_transposed = transposed + packed_rows(inputs, inputs);
+    const Real* owed = job.owed_SC + chunk.segment * inputs;
+    alignas(64) Real mask_T[TILE];
     alignas(64) Real inputs_CT[2 * MAX_CHANNELS * TILE];
     alignas(64) Real d_z_JT[(3 * MAX_CHANNELS + 4) * TILE] = {};
     alignas(64) Real d_in_CT[2 * MAX_CHANNELS * TILE];
@@ -276,18 +286,28 @@ struct Backward {
                                 ? nullptr
                                 : Pass::tile_of(job.d_new_state, config, chunk.tile + t);
       Real* d_tile = Pass::tile_of(static_cast<void*>(job.d_state), config, chunk.tile + t);
+      if (t + 1 < chunk.tiles) {
+        const int after = config.rows() * TILE, m = config.row_m() * TILE;
+        prefetch(tile + after + m, after - m);
+        prefetch(next + after + m, after - m);
+        prefetch(next + after + config.row_h() * TILE, channels * TILE);
+        prefetch(d_tile + after + m, after - m);
+        prefetch(d_tile + after + config.row_h() * TILE, channels * TILE);
+        if (d_next != nullptr && d_next != d_tile) prefetch(d_next + after + m, after - m);
+      }
+      make_mask(chunk.valid - t * TILE, mask_T);
       Pass::copy_rows(tile + config.row_m() * TILE, channels, inputs_CT);
       Pass::copy_rows(next + config.row_h() * TILE, channels, inputs_CT + channels * TILE);
       const Real* packed = weights;
       int channel = 0;
       for (; channel + G <= channels; channel += G) {
         adam_group<G>(config, packed, inputs_CT, job.grad + first, job.d_mean + first, channel, tile,
-                      next, d_next, d_tile, d_z_JT);
+                      next, d_next, owed, mask_T, d_tile, d_z_JT);
         packed += G * (5 * channels + 3);
       }
       for (; channel < channels; ++channel) {
         adam_group<1>(config, packed, inputs_CT, job.grad + first, job.d_mean + first, channel, tile,
-                      next, d_next, d_tile, d_z_JT);
+                      next, d_next, owed, mask_T, d_tile, d_z_JT);
         packed += 5 * channels + 3;
       }
       if (config.var_block) {
@@ -305,7 +325,9 @@ struct Backward {
             (F::load_unaligned(d_m) + d_in).store_unaligned(d_m);
           } else {
             const int c = k - channels;
-            F d_h = incoming(d_next, config.row_h() + c, lane) + d_in +
+            const F late = F(owed[k]) * (F::load_aligned(mask_T + lane) *
+                                         F::load_aligned(inputs_CT + k * TILE + lane));
+            F d_h = incoming(d_next, config.row_h() + c, lane) - late + d_in +
                     at(d_post_HT + c * TILE, lane);
             if (config.var_block) {
               d_h = xsimd::fma(at(d_z_JT + 3 * channels * TILE, lane), F(theta.var_weight[c]), d_h);
@@ -325,9 +347,17 @@ struct Backward {
     add_scaled(post_sum, channels + 1, layout.narrow(), nullptr, 0, group + layout.post());
   }
 
-  // 1 in the lanes of coordinates, 0 in padding.
-  static void make_mask(std::int64_t valid, Real* mask_T) {
-    for (int lane = 0; lane < TILE; ++lane) mask_T[lane] = lane < valid ? 1.0 : 0.0;
+  // Inlined, the product's sums would share the registers with what follows, and some not stay there.
+  template <int G>
+  HYPERADAM_NOINLINE static void state_gates(const Real* weights, int inputs, const Real* inputs_CT,
+                                             int lane, F (&gates)[4][G][VECTORS]) {
+    F sums[4][G][VECTORS];
+    Pass::template state_gates<G>(weights, inputs, inputs_CT, lane, sums);
+    for (int q = 0; q < 4; ++q) {
+      for (int g = 0; g < G; ++g) {
+        for (int v = 0; v < VECTORS; ++v) gates[q][g][v] = sums[q][g][v];
+      }
+    }
   }
 
   template <int G>
@@ -338,7 +368,7 @@ struct Backward {
     const int channels = config.channels;
     for (int lane = 0; lane < TILE; lane += BLOCK) {
       F gates[4][G][VECTORS];
-      Pass::template state_gates<G>(weights, 2 * channels, inputs_CT, lane, gates);
+      state_gates<G>(weights, 2 * channels, inputs_CT, lane, gates);
       for (int g = 0; g < G; ++g) {
         const int c = channel + g, row = config.row_c() + c;
         for (int v = 0; v < VECTORS; ++v) {
@@ -365,7 +395,7 @@ struct Backward {
     }
   }
 
-  // Second backward pass: state cell. Completes d of m; leaves the first term of d of x and h.
+  // Second backward pass: state cell. Leaves the first term of d of x and h.
   static void state_chunk(const Config& config, const Theta<Real>& theta, const BackwardJob<Real>& job,
                           const Chunk& chunk, std::int64_t index, Real* group) {
     constexpr int G = Blocking<Arch>::STATE_CHANNELS;
@@ -393,14 +423,18 @@ struct Backward {
                                 ? nullptr
                                 : Pass::tile_of(job.d_new_state, config, chunk.tile + t);
       Real* d_tile = Pass::tile_of(static_cast<void*>(job.d_state), config, chunk.tile + t);
+      if (t + 1 < chunk.tiles) {
+        const int after = config.rows() * TILE, m = config.row_m() * TILE;
+        prefetch(tile + after, m);
+        prefetch(next + after + config.row_h() * TILE, 2 * channels * TILE);
+        prefetch(d_tile + after + config.row_h() * TILE, 2 * channels * TILE);
+      }
       make_mask(chunk.valid - t * TILE, mask_T);
       for (int c = 0; c < channels; ++c) {
-        const F of_m(correction[c]), of_h(correction[channels + c]);
-        const int m = (config.row_m() + c) * TILE, h = (config.row_h() + c) * TILE;
+        const F of_h(correction[channels + c]);
+        const int h = (config.row_h() + c) * TILE;
         for (int lane = 0; lane < TILE; lane += LANES) {
           const F mask = F::load_aligned(mask_T + lane);
-          (at(d_tile + m, lane) - mask * of_m * at(tile + m, lane))
-              .store_unaligned(d_tile + m + lane);
           (at(d_tile + h, lane) - mask * of_h * at(next + h, lane))
               .store_unaligned(d_h_HT + c * TILE + lane);
         }
@@ -440,7 +474,7 @@ struct Backward {
                inputs, group + layout.lstm());
   }
 
-  // Third backward pass: completes d of h, and the preprocessing layer.
+  // Third backward pass: the preprocessing layer.
   static void features_chunk(const Config& config, const Theta<Real>& theta, const BackwardJob<Real>& job,
                              const Chunk& chunk, std::int64_t, Real* group) {
     const int channels = config.channels, width = 2 * config.decays;
@@ -462,12 +496,9 @@ struct Backward {
                      features_FT);
       Pass::preprocess(config, theta, features_FT, x_HT);
       for (int c = 0; c < channels; ++c) {
-        const F of_x(correction[c]), of_h(correction[channels + c]);
-        const int h = (config.row_h() + c) * TILE;
+        const F of_x(correction[c]);
         for (int lane = 0; lane < TILE; lane += LANES) {
           const F mask = F::load_aligned(mask_T + lane);
-          (at(d_tile + h, lane) - mask * of_h * at(tile + h, lane))
-              .store_unaligned(d_tile + h + lane);
           const F x = F::load_aligned(x_HT + c * TILE + lane);
           const F d_x = at(d_x_HT + c * TILE, lane) - mask * of_x * x;
           (d_x * xsimd::select(x > F(0.0), F(1.0), x + F(1.0)))

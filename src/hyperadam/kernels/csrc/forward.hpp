@@ -245,6 +245,10 @@ struct Forward {
     for (std::int64_t t = 0; t < chunk.tiles; ++t) {
       const Storage* tile = tile_of(job.state, config, chunk.tile + t);
       Storage* next = tile_of(job.new_state, config, chunk.tile + t);
+      if (t + 1 < chunk.tiles) {
+        prefetch(tile + config.rows() * TILE, config.row_m() * TILE);
+        prefetch(next + config.rows() * TILE, config.row_m() * TILE);
+      }
       const std::uint32_t* words = ROUNDS ? word_store + t * TILE : nullptr;
       features(config, corrections, tile, next, job.grad + (chunk.tile + t) * TILE, words,
                features_FT);
@@ -390,6 +394,12 @@ struct Forward {
       const std::int64_t at = (chunk.tile + t) * TILE;
       const Storage* tile = tile_of(job.state, config, chunk.tile + t);
       Storage* next = tile_of(job.new_state, config, chunk.tile + t);
+      if (t + 1 < chunk.tiles) {
+        const int after = config.rows() * TILE, m = config.row_m() * TILE;
+        prefetch(tile + after + m, after - m);
+        prefetch(next + after + m, after - m);
+        prefetch(next + after + config.row_h() * TILE, channels * TILE);
+      }
       const std::uint32_t* words = ROUNDS ? word_store + t * TILE : nullptr;
       copy_rows(tile + config.row_m() * TILE, channels, inputs_CT);
       copy_rows(next + config.row_h() * TILE, channels, inputs_CT + channels * TILE);

@@ -281,7 +281,9 @@ class Program {
 
   // The gradient of a meta-loss with respect to theta (in its order, flat) and to the state before the
   // step, from those with respect to the update and the state after it. `scales` are of [x, h] and of
-  // [m, h]; `kappa_S` is 1, or one over the coordinates where norms are means.
+  // [m, h]; `kappa_S` is 1, or one over the coordinates where norms are means. `owed_SC` times the rows
+  // [m, h] of the state is still to be subtracted from its gradient: on entry of the state after the
+  // step, on return of the one before it.
   void backward(const Plan& plan, const Vector<const std::int64_t>& steps_P,
                 const Array<const Real>& state, const Array<const Real>& new_state,
                 const Vector<const Real>& grad, const Matrix<const Real>& state_scale_SC,
@@ -289,7 +291,7 @@ class Program {
                 const Vector<const Real>& d_mean,
                 const std::optional<Vector<const Real>>& d_log_var,
                 const std::optional<Array<const Real>>& d_new_state,
-                const Array<Real>& d_state, const Vector<Real>& d_theta, int threads) const {
+                const Matrix<Real>& owed_SC, const Array<Real>& d_state, const Vector<Real>& d_theta, int threads) const {
     require(!bfloat16_, "the backward passes take states of float32");
     check_numbers(plan, state.size());
     check_numbers(plan, new_state.size());
@@ -301,6 +303,7 @@ class Program {
     if (d_log_var) check_vector(plan, d_log_var->shape(0));
     check_scale(plan, state_scale_SC);
     check_scale(plan, adam_scale_SC);
+    check_scale(plan, owed_SC);
     require(static_cast<std::int64_t>(kappa_S.shape(0)) >= plan.segments(), "one kappa a segment");
     std::size_t size = 0;
     for (const std::vector<Real>& tensor : storage_) size += tensor.size();
@@ -329,6 +332,7 @@ class Program {
                           d_mean.data(),
                           d_log_var ? d_log_var->data() : nullptr,
                           d_new_state ? d_new_state->data() : nullptr,
+                          owed_SC.data(),
                           d_state.data(),
                           d_x.get(),
                           state_weights.data(),
@@ -374,6 +378,12 @@ class Program {
     run(kernels_.backward.state_cell);
     correct(state_scale_SC, state_correction);
     run(kernels_.backward.features);
+    for (std::size_t s = 0; s < segments; ++s) {
+      Real* owed = owed_SC.data() + s * columns;
+      for (std::size_t c = 0; c < columns; ++c) {
+        owed[c] = c < width() ? adam_correction[s * columns + c] : state_correction[s * columns + c];
+      }
+    }
 
     for (std::size_t group = 1; group < groups; ++group) {
       for (std::size_t i = 0; i < group_size; ++i) sums[i] += sums[group * group_size + i];
@@ -425,7 +435,8 @@ class Program {
             "a vector over the coordinates is too short");
   }
 
-  void check_scale(const Plan& plan, const Matrix<const Real>& scale_SC) const {
+  template <class T>
+  void check_scale(const Plan& plan, const Matrix<T>& scale_SC) const {
     require(static_cast<std::int64_t>(scale_SC.shape(0)) >= plan.segments() &&
                 scale_SC.shape(1) == 2 * width(),
             "scales must be of shape (segments, 2H)");
@@ -489,7 +500,7 @@ void bind_program(nb::module_& module, const char* name) {
       .def("backward", &P::backward, nb::arg("plan"), nb::arg("steps"), nb::arg("state"),
            nb::arg("new_state"), nb::arg("grad"), nb::arg("state_scale"), nb::arg("adam_scale"),
            nb::arg("kappa"), nb::arg("d_mean"), nb::arg("d_log_var").none(),
-           nb::arg("d_new_state").none(), nb::arg("d_state"), nb::arg("d_theta"),
+           nb::arg("d_new_state").none(), nb::arg("owed"), nb::arg("d_state"), nb::arg("d_theta"),
            nb::arg("threads"));
 }
 

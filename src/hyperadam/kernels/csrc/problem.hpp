@@ -105,7 +105,8 @@ struct AdamCell {
 //
 // unit_columns gives u = y s with s = (sum of y squared [/ N] + eps)^(-1/2), so for G = d_u
 //   d_y = s G - kappa y s^2 Q,  Q = sum over N of (s G) y,  kappa = 1, or 1 / N for the mean;
-// a pass writes the first term and gathers Q, and the next one subtracts the second.
+// a pass writes the first term and gathers Q, and who reads it next subtracts the second: of h and x
+// within a step the next pass, of m and h before it the step before, which is owed it.
 template <class Real>
 struct BackwardJob {
   const Real* state;        // before the step
@@ -114,6 +115,7 @@ struct BackwardJob {
   const Real* d_mean;
   const Real* d_log_var;    // null without a VarBlock
   const Real* d_new_state;  // null: zero
+  const Real* owed_SC;      // kappa s^2 Q of [m, h] after the step, still to be subtracted from it
   Real* d_state;
   Real* d_x;                    // H rows a tile
   const Real* state_weights;    // of each segment, packed for the forward pass

@@ -11,8 +11,10 @@
 // Vectors in registers do not outlive a call, so what works on them must not be one.
 #if defined(__GNUC__)
 #define HYPERADAM_INLINE [[gnu::always_inline]]
+#define HYPERADAM_NOINLINE [[gnu::noinline]]
 #else
 #define HYPERADAM_INLINE
+#define HYPERADAM_NOINLINE
 #endif
 
 namespace hyperadam {
@@ -163,6 +165,16 @@ struct Simd {
     return xsimd::select(x > F(0), x, expm1(negative));
   }
 };
+
+// Asks for numbers that will be needed, so that they come from memory meanwhile.
+template <class Number>
+void prefetch(const Number* numbers, std::int64_t count) {
+#if defined(__GNUC__)
+  const char* bytes = reinterpret_cast<const char*>(numbers);
+  const std::int64_t size = count * static_cast<std::int64_t>(sizeof(Number));
+  for (std::int64_t at = 0; at < size; at += 64) __builtin_prefetch(bytes + at, 0, 2);
+#endif
+}
 
 template <class Real>
 Real load_one(const Real* row, int lane) {
