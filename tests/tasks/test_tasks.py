@@ -447,9 +447,10 @@ def test_no_suite_has_what_is_meta_trained_on():
 @pytest.mark.parametrize("entry", practice_entries(), ids=lambda entry: entry.name)
 def test_what_is_meta_trained_on_can_be_learned_and_stacked(entry):
     """Under Adam the loss falls; B side by side are each by itself."""
-    images = torch.randint(256, (256, 8, 8), generator=make_generator(0)).to(torch.uint8)
+    side = 28 if entry.data == "mnist" else 8
+    images = torch.randint(256, (256, side, side), generator=make_generator(0)).to(torch.uint8)
     labels = torch.arange(256) % 10
-    own = ClassificationData("mnist8", images, labels, images[:9], labels[:9], 255, 10)
+    own = ClassificationData("mnist", images, labels, images[:9], labels[:9], 255, 10)
     task = entry.on(None if entry.data is None else own)
     run = train(
         task, lambda params: torch.optim.Adam(params, lr=0.02), seed=0, steps=120, validate=False

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
@@ -11,8 +13,26 @@ from hyperadam.tasks.examples import AutoregressiveExamples
 from hyperadam.tasks.networks import ACTIVATIONS, LSTM, MLP
 from hyperadam.tasks.supervised import Regression
 
-PIXELS = SMALL_SIZE**2
 CLASSES = 10
+
+
+class Images(NamedTuple):
+    """A data set of images, for tasks.
+
+    Attributes:
+        name: in the tasks' names.
+        data: of :data:`hyperadam.tasks.DATA_SETS`.
+        size: pixels a side.
+    """
+
+    name: str
+    data: str
+    size: int
+
+
+SMALL = Images(SMALL_MNIST, SMALL_MNIST, SMALL_SIZE)
+WHOLE = Images("mnist28", "mnist", 28)
+"""As many inputs as the reported networks on MNIST have."""
 
 
 class RowAttention(nn.Module):
@@ -40,11 +60,11 @@ class RowAttention(nn.Module):
         return logits
 
 
-def _mlp(depth: int, width: int, activation: str) -> TaskEntry:
-    network = MLP((PIXELS, *[width] * depth, CLASSES), activation)
+def _mlp(images: Images, depth: int, width: int, activation: str) -> TaskEntry:
+    network = MLP((images.size**2, *[width] * depth, CLASSES), activation)
     return TaskEntry(
-        f"{SMALL_MNIST}-mlp{depth}x{width}-{activation}",
-        SMALL_MNIST,
+        f"{images.name}-mlp{depth}x{width}-{activation}",
+        images.data,
         lambda _: network,
         image_examples(),
     )
@@ -53,7 +73,7 @@ def _mlp(depth: int, width: int, activation: str) -> TaskEntry:
 def _normalised_mlp(depth: int, width: int, batch_size: int) -> TaskEntry:
     def build() -> nn.Module:
         layers: list[nn.Module] = [nn.Flatten()]
-        fan_in = PIXELS
+        fan_in = SMALL.size**2
         for _ in range(depth):
             layers += [nn.Linear(fan_in, width), nn.LayerNorm(width), nn.GELU()]
             fan_in = width
@@ -67,7 +87,7 @@ def _normalised_mlp(depth: int, width: int, batch_size: int) -> TaskEntry:
     )
 
 
-def _cnn(channels: tuple[int, ...], variant: str, batch_size: int) -> TaskEntry:
+def _cnn(images: Images, channels: tuple[int, ...], variant: str, batch_size: int) -> TaskEntry:
     def build() -> nn.Module:
         layers: list[nn.Module] = []
         fan_in = 1
@@ -77,13 +97,13 @@ def _cnn(channels: tuple[int, ...], variant: str, batch_size: int) -> TaskEntry:
                 layers.append(nn.BatchNorm2d(fan_out))
             layers += [nn.ReLU(), nn.MaxPool2d(2)]
             fan_in = fan_out
-        side = SMALL_SIZE // 2 ** len(channels)
+        side = images.size // 2 ** len(channels)
         return nn.Sequential(*layers, nn.Flatten(), nn.Linear(fan_in * side**2, CLASSES))
 
     name = "x".join(map(str, channels))
     return TaskEntry(
-        f"{SMALL_MNIST}-cnn{name}{variant}-b{batch_size}",
-        SMALL_MNIST,
+        f"{images.name}-cnn{name}{variant}-b{batch_size}",
+        images.data,
         module_network(build, init="normal"),
         image_examples(batch_size=batch_size),
     )
@@ -118,12 +138,12 @@ def _attention(layers: int, width: int) -> TaskEntry:
 def _autoencoder(widths: tuple[int, ...], activation: type[nn.Module]) -> TaskEntry:
     def build() -> nn.Module:
         layers: list[nn.Module] = [nn.Flatten()]
-        fan_in = PIXELS
+        fan_in = SMALL.size**2
         for fan_out in widths:
             layers += [nn.Linear(fan_in, fan_out), activation()]
             fan_in = fan_out
         shape = (1, SMALL_SIZE, SMALL_SIZE)
-        return nn.Sequential(*layers, nn.Linear(fan_in, PIXELS), nn.Unflatten(1, shape))
+        return nn.Sequential(*layers, nn.Linear(fan_in, SMALL.size**2), nn.Unflatten(1, shape))
 
     name = "x".join(map(str, widths))
     return TaskEntry(
@@ -139,14 +159,25 @@ def practice_entries() -> list[TaskEntry]:
     """All of them."""
     return [
         *(
-            _mlp(depth, width, activation)
-            for depth, width in ((1, 32), (2, 16), (4, 24), (8, 16))
+            _mlp(images, depth, width, activation)
+            for images, depth, width in (
+                (SMALL, 1, 32),
+                (SMALL, 2, 16),
+                (SMALL, 4, 24),
+                (SMALL, 8, 16),
+                (WHOLE, 1, 24),
+                (WHOLE, 3, 16),
+            )
             for activation in ACTIVATIONS
         ),
         *(_normalised_mlp(2, 32, batch_size) for batch_size in (16, 128)),
         *(
-            _cnn(channels, variant, batch_size)
-            for channels, batch_size in (((8,), 128), ((8, 16), 32))
+            _cnn(images, channels, variant, batch_size)
+            for images, channels, batch_size in (
+                (SMALL, (8,), 128),
+                (SMALL, (8, 16), 32),
+                (WHOLE, (6,), 64),
+            )
             for variant in ("", "-bn")
         ),
         _row_lstm(1, 16),
