@@ -2,7 +2,7 @@
 
 from importlib.metadata import version
 
-from hyperadam.optim import VariationalHyperAdam
+from hyperadam.optim import VariationalHyperAdam, recommended_scheduler
 from hyperadam.weights import Weights, import_official, load_weights, save_weights
 
 __version__ = version("hyperadam")
@@ -12,5 +12,6 @@ __all__ = [
     "Weights",
     "import_official",
     "load_weights",
+    "recommended_scheduler",
     "save_weights",
 ]

@@ -29,12 +29,13 @@ from hyperadam.console import (
 from hyperadam.demo import DEFAULT_TASK, draw_demo, run_demo, total_work
 from hyperadam.errors import HyperAdamError
 from hyperadam.estimate import STATE_DTYPES, estimate, parse_count
-from hyperadam.evaluation import SCHEDULES, SUITES, EvaluationConfig, evaluate, write_report
+from hyperadam.evaluation import SUITES, EvaluationConfig, evaluate, write_report
 from hyperadam.metatrain import MetaTrainConfig, RunLabel, run_meta_training
 from hyperadam.metatrain.run import UNSPECIFIED
 from hyperadam.presets import PRESETS, preset
 from hyperadam.ranks import launched_ranks
 from hyperadam.rule import RULES, VariationalHyperAdamRule
+from hyperadam.schedule import SCHEDULES
 from hyperadam.source import source_version
 from hyperadam.tasks import make_task, match_tasks
 from hyperadam.weights import (

@@ -242,7 +242,7 @@ def weights_details(weights: Weights) -> Table:
     for key, value in weights.rule.to_dict().items():
         table.add_row(key, str(value))
     table.add_section()
-    for key in ("lr", "preset", "data", "steps", "date", "commit", "licence"):
+    for key in ("lr", "schedule", "preset", "data", "steps", "date", "commit", "licence"):
         table.add_row(key, str(getattr(weights, key)))
     table.add_row("sha256", weights.digest())
     table.add_section()

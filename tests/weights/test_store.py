@@ -33,6 +33,7 @@ def test_round_trip(tmp_path, rule_name):
     rule = RULES[rule_name](channels=5, state_layers=2)
     weights = dataclasses.replace(
         make_weights(rule),
+        schedule="cosine",
         preset="paper rule.channels=5",
         data="mnist",
         steps=12,

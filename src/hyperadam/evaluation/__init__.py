@@ -8,14 +8,13 @@ from hyperadam.evaluation.evaluate import (
     evaluate,
 )
 from hyperadam.evaluation.harness import OptimizerFactory, TrainingRun, train
-from hyperadam.evaluation.records import SCHEDULES, Record, RunKey, RunStore, read_records
+from hyperadam.evaluation.records import Record, RunKey, RunStore, read_records
 from hyperadam.evaluation.report import ReportPaths, write_report
 from hyperadam.evaluation.suites import SUITES, Suite, find_suite
 from hyperadam.evaluation.trace import Tracer, trace_steps
 from hyperadam.evaluation.tuning import best_lr, grid_lr, tune
 
 __all__ = [
-    "SCHEDULES",
     "SUITES",
     "Cell",
     "EvaluationConfig",

@@ -33,11 +33,9 @@ from hyperadam.errors import ConfigError, RunError, unknown_name
 from hyperadam.evaluation.harness import train
 from hyperadam.evaluation.records import (
     FIRST_TUNING_SEED,
-    SCHEDULES,
     Record,
     RunKey,
     RunStore,
-    Schedule,
     read_records,
 )
 from hyperadam.evaluation.suites import find_suite, tasks_of
@@ -52,6 +50,7 @@ from hyperadam.evaluation.tuning import (
 from hyperadam.interrupt import interruption
 from hyperadam.optim import LearnedOptimizer
 from hyperadam.ranks import ALONE, Ranks
+from hyperadam.schedule import SCHEDULES, Schedule
 from hyperadam.source import source_version
 from hyperadam.tasks import TASKS, make_task
 

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from hyperadam.evaluation.records import Schedule, final_loss, has_diverged
+from hyperadam.evaluation.records import final_loss, has_diverged
 from hyperadam.evaluation.trace import Tracer
+from hyperadam.schedule import Schedule
 from hyperadam.tasks import Task, derive_seed, make_generator
 
 OptimizerFactory = Callable[[Sequence[Tensor]], torch.optim.Optimizer]

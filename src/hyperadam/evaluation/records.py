@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import filelock
 import numpy as np
@@ -20,9 +20,7 @@ import numpy as np
 from hyperadam.errors import RunError
 from hyperadam.files import atomic_write
 from hyperadam.rule import MAX_SEED
-
-Schedule = Literal["none", "cosine"]
-SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
+from hyperadam.schedule import SCHEDULES, Schedule
 
 RUNS = "runs.jsonl"
 PARTS = "runs.rank*.jsonl"

@@ -16,13 +16,13 @@ from hyperadam.config import from_values
 from hyperadam.errors import ConfigError, unknown_name
 from hyperadam.kernels import BACKENDS
 from hyperadam.rule import MAX_SEED, Rule, VariationalHyperAdamRule
+from hyperadam.schedule import SCHEDULES, lr_factor
 from hyperadam.tasks import derive_seed, make_generator, match_tasks
 from hyperadam.weights import rule_from_dict
 
 MAX_CONVEX_DIM = 1_000_000
 META_SCHEDULES = ("constant", "cosine")
 META_OBJECTIVES = ("loss", "log-loss")
-SCHEDULES = ("none", "cosine")
 
 
 def _draw(seed: int, *purpose: str | int) -> float:
@@ -52,9 +52,9 @@ class MetaTrainConfig:
         tasks_per_step: B, how many inner runs are unrolled side by side, for one meta-gradient;
             ``inner_runs`` is a multiple of it.
         lr: inner learning rate, which the weights will recommend.
-        schedule: of the inner learning rate: ``"none"``, or ``"cosine"``: it falls to 0 over an
-            inner run; or both, with a comma between, of which the inner runs of a meta-step draw
-            one.
+        schedule: of the inner learning rate, and what the weights will recommend: ``"none"``, or
+            ``"cosine"``: it falls to 0 over an inner run; or both, with a comma between, of which
+            the inner runs of a meta-step draw one, and the weights recommend ``"cosine"``.
         meta_objective: of an unroll: ``"loss"``, the mean inner loss; or ``"log-loss"``, its
             logarithm, so that all tasks count alike, whatever the size of their losses, and the end
             of an inner run as much as its beginning.
@@ -170,10 +170,9 @@ class MetaTrainConfig:
             inner_step: from 0.
         """
         names = self.schedules
-        if names[derive_seed(self.seed, "schedule of run", run) % len(names)] == "none":
-            return self.lr
+        name = names[derive_seed(self.seed, "schedule of run", run) % len(names)]
         length = self.unrolls_of(run) * self.unroll_length
-        return self.lr * 0.5 * (1 + math.cos(math.pi * inner_step / length))
+        return self.lr * lr_factor(inner_step, schedule=name, total_steps=length)
 
     def unrolls_of(self, run: int) -> int:
         """How many unrolls they have."""
@@ -197,9 +196,8 @@ class MetaTrainConfig:
 
     def meta_lr_at(self, meta_step: int) -> float:
         """The meta-optimizer's learning rate at a meta-step, which count from 0 here."""
-        if self.meta_schedule == "constant":
-            return self.meta_lr
-        return self.meta_lr * 0.5 * (1 + math.cos(math.pi * meta_step / self.total_meta_steps))
+        name = "none" if self.meta_schedule == "constant" else "cosine"
+        return self.meta_lr * lr_factor(meta_step, schedule=name, total_steps=self.total_meta_steps)
 
     def to_dict(self) -> dict[str, Any]:
         """The configuration as plain values."""

@@ -4,6 +4,7 @@ from hyperadam.errors import ConfigError, unknown_name
 from hyperadam.optim.ancestors import DMoptimizer, HyperAdam, LearnedBaseline, RNNprop
 from hyperadam.optim.isotropic import IsotropicNoise
 from hyperadam.optim.learned_optimizer import LearnedOptimizer
+from hyperadam.optim.recommended import recommended_scheduler
 from hyperadam.optim.variational_hyperadam import VariationalHyperAdam
 
 OPTIMIZERS: dict[str, type[VariationalHyperAdam] | type[LearnedBaseline]] = {
@@ -34,4 +35,5 @@ __all__ = [
     "RNNprop",
     "VariationalHyperAdam",
     "optimizer_class",
+    "recommended_scheduler",
 ]

@@ -115,6 +115,7 @@ def model_card(weights: Weights, repo: str) -> str:
     rows = {
         "rule": f"{rule.name}, {rule.num_theta()} numbers",
         "meta-trained for lr": f"{weights.lr:g}",
+        "recommended schedule": weights.schedule,
         "recipe": weights.preset,
         "meta-trained on": weights.data,
         "inner steps of meta-training": f"{weights.steps:,}",

@@ -1,7 +1,7 @@
 """Weights files: theta and all that is needed to use it, in one safetensors file.
 
-The file's metadata holds the rule's configuration, the learning rate that the weights were
-meta-trained for and where they come from.
+The file's metadata holds the rule's configuration, the learning rate and schedule that the weights
+recommend and where they come from.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from hyperadam import tensor_file
 from hyperadam.config import from_values
 from hyperadam.errors import ConfigError, WeightsError, unknown_name
 from hyperadam.rule import RULES, Rule
+from hyperadam.schedule import SCHEDULES
 from hyperadam.weights import hub
 
 FORMAT = "hyperadam-weights"
@@ -39,6 +40,7 @@ class Weights:
         rule: the update rule, with its whole configuration.
         theta: meta-parameters by name, float32 or float64, on the CPU.
         lr: the learning rate that they were meta-trained for.
+        schedule: how it should go over a run: of :data:`hyperadam.schedule.SCHEDULES`.
         preset: the meta-training preset, with the settings that were changed.
         data: what they were meta-trained on.
         steps: inner steps of meta-training.
@@ -53,6 +55,7 @@ class Weights:
     rule: Rule
     theta: dict[str, Tensor]
     lr: float
+    schedule: str = "none"
     preset: str = "unknown"
     data: str = "unknown"
     steps: int = 0
@@ -89,6 +92,8 @@ class Weights:
                 raise WeightsError(f"{name} holds numbers that are not finite")
         if not (math.isfinite(self.lr) and self.lr > 0):
             raise WeightsError(f"lr must be a positive number; got {self.lr}")
+        if self.schedule not in SCHEDULES:
+            raise WeightsError(unknown_name("schedule", str(self.schedule)[:80], SCHEDULES))
 
     def digest(self) -> str:
         """SHA-256 of the rule and of every number of theta, in hexadecimal.
@@ -125,6 +130,7 @@ def save_weights(weights: Weights, path: str | Path) -> None:
         "rule": json.dumps(weights.rule.to_dict(), sort_keys=True),
         "num_theta": str(weights.rule.num_theta()),
         "lr": repr(weights.lr),
+        "schedule": weights.schedule,
         "steps": str(weights.steps),
         **{name: getattr(weights, name) for name in _NOTES},
     }
@@ -168,6 +174,7 @@ def load_weights(name_or_path: str | Path) -> Weights:
             rule=rule_from_dict(json.loads(notes["rule"])),
             theta=theta,
             lr=float(notes["lr"]),
+            schedule=notes.get("schedule", "none"),  # files from before weights had one
             steps=int(notes["steps"]),
             **{name: notes[name] for name in _NOTES},
         )

@@ -1,0 +1,37 @@
+"""The learning rate's schedule that weights recommend."""
+
+from __future__ import annotations
+
+import functools
+import operator
+
+from torch.optim.lr_scheduler import LambdaLR
+
+from hyperadam.errors import ConfigError
+from hyperadam.optim.learned_optimizer import LearnedOptimizer
+from hyperadam.schedule import lr_factor
+
+
+def recommended_scheduler(optimizer: LearnedOptimizer, total_steps: int) -> LambdaLR:
+    """The schedule that the optimizer's weights recommend, over a run of known length.
+
+    Args:
+        optimizer: its ``weights.schedule`` says which: ``"none"``, the learning rate stays; or
+            ``"cosine"``, it falls to 0 along half a cosine.
+        total_steps: of the run; call the scheduler's ``step()`` once after each of them. Behind the
+            last one the learning rate stays where it is.
+
+    Raises:
+        TypeError: the optimizer has no weights.
+        ConfigError: ``total_steps`` is no whole number above 0.
+    """
+    if not isinstance(optimizer, LearnedOptimizer):
+        raise TypeError(f"{type(optimizer).__name__} has no weights that recommend a schedule")
+    try:
+        steps = operator.index(total_steps)
+    except TypeError:
+        steps = 0
+    if steps < 1:
+        raise ConfigError(f"total_steps must be a whole number above 0; got {total_steps!r}")
+    schedule = optimizer.weights.schedule
+    return LambdaLR(optimizer, functools.partial(lr_factor, schedule=schedule, total_steps=steps))
