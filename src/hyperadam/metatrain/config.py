@@ -23,6 +23,7 @@ from hyperadam.weights import rule_from_dict
 MAX_CONVEX_DIM = 1_000_000
 META_SCHEDULES = ("constant", "cosine")
 META_OBJECTIVES = ("loss", "log-loss")
+META_BATCHES = ("same", "next")
 
 
 def _draw(seed: int, *purpose: str | int) -> float:
@@ -58,6 +59,9 @@ class MetaTrainConfig:
         meta_objective: of an unroll: ``"loss"``, the mean inner loss; or ``"log-loss"``, its
             logarithm, so that all tasks count alike, whatever the size of their losses, and the end
             of an inner run as much as its beginning.
+        meta_batch: what the loss after an update is taken on: ``"same"``, the batch that the update
+            was made from, as in the papers; or ``"next"``, the one that the next will be made from,
+            which the network has not seen yet.
         kl_weight: λ, the weight of the KL term in the meta-loss.
         meta_lr: learning rate of the meta-optimizer, Adam.
         meta_schedule: ``"constant"``, or ``"cosine"``: it falls to 0 over the whole run.
@@ -84,6 +88,7 @@ class MetaTrainConfig:
     lr: float = 1e-3
     schedule: str = "none"
     meta_objective: str = "loss"
+    meta_batch: str = "same"
     kl_weight: float = 1e-4
     meta_lr: float = 1e-4
     meta_schedule: str = "constant"
@@ -116,6 +121,7 @@ class MetaTrainConfig:
         for name, values, known in (
             ("meta_schedule", [self.meta_schedule], META_SCHEDULES),
             ("meta_objective", [self.meta_objective], META_OBJECTIVES),
+            ("meta_batch", [self.meta_batch], META_BATCHES),
             ("schedule", self.schedules, SCHEDULES),
         ):
             for value in values:

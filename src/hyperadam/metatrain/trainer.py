@@ -35,7 +35,7 @@ class MetaStep:
         run: of the inner run, from 0; of the first, where several are side by side.
         inner_step: inner steps that each run has taken.
         meta_loss: of the unroll.
-        inner_loss: mean post-update inner loss of the unroll.
+        inner_loss: mean inner loss of the unroll after its updates.
         kl: mean KL term of the unroll.
         grad_norm: Euclidean norm of the meta-gradient, before clipping.
         applied: False where the meta-gradient was not finite; theta then stays as it is and the
@@ -149,16 +149,19 @@ class MetaTrainer:
         config = self.config
         start = self.unroll_in_run * config.unroll_length
         steps = range(start, start + config.unroll_length)
+        ahead = 1 if config.meta_batch == "next" else 0
+        batches = [self.group.batch(step) for step in range(steps.start, steps.stop + ahead)]
         result = unroll(
             self.rule,
             self.theta,
             self.carry,
             self.group.loss,
-            [self.group.batch(step) for step in steps],
+            batches[: len(steps)],
             self._noise(steps),
             lrs=[config.lr_at(self.run, step) for step in steps],
             kl_weight=config.kl_weight,
             objective=config.meta_objective,
+            meta_batches=batches[ahead:],
         )
         self.meta_optimizer.zero_grad()
         result.meta_loss.backward()

@@ -40,7 +40,7 @@ class Unroll:
     Attributes:
         meta_loss: mean over tasks of the objective, plus ``kl_weight`` times the mean KL term;
             differentiable by theta.
-        loss_TB: inner losses after each update, on the batch that the update was made from.
+        loss_TB: inner losses after each update.
         kl_TB: KL term of each step.
         carry: the state after the last step, cut from the graph.
     """
@@ -62,12 +62,13 @@ def unroll(
     lrs: Sequence[float],
     kl_weight: float,
     objective: str = "loss",
+    meta_batches: Sequence[Batch] | None = None,
 ) -> Unroll:
     """Train B networks for ``len(batches)`` inner steps, as a function of theta.
 
     The gradients that the rule reads are constants, so that no second derivatives are needed; the
-    loss that counts is the one after the update, on the same batch. State and parameters come in
-    without a graph and leave without one.
+    loss that counts is the one after the update. State and parameters come in without a graph and
+    leave without one.
 
     Source: Wang et al., TPAMI 2022; truncation as in Andrychowicz et al., NeurIPS 2016.
 
@@ -81,19 +82,22 @@ def unroll(
         lrs: inner learning rates, one a step.
         kl_weight: λ, the weight of the KL term.
         objective: ``"loss"``, a task's mean loss over the steps; ``"log-loss"``, its logarithm.
+        meta_batches: what the loss after each update is taken on; None, as in the papers: on the
+            batch that the update was made from.
     """
     params_BN = carry.params_BN
     steps = rule.begin(theta, carry.rule_state, len(batches))
     losses: list[Tensor] = []
     kls: list[Tensor] = []
-    for batch, noise_BN, lr in zip(batches, noise_TBN, lrs, strict=True):
+    after = batches if meta_batches is None else meta_batches
+    for batch, meta_batch, noise_BN, lr in zip(batches, after, noise_TBN, lrs, strict=True):
         with torch.enable_grad():
             point_BN = params_BN.detach().requires_grad_()
             # A task's loss depends on its own row only: the sum's gradient is each one's.
             (grad_BN,) = torch.autograd.grad(loss(point_BN, batch).sum(), point_BN)
         update = steps.step(grad_BN)
         params_BN = params_BN - lr * update.sample(noise_BN)
-        losses.append(loss(params_BN, batch))
+        losses.append(loss(params_BN, meta_batch))
         kls.append(rule.rule.kl(update))
     loss_TB, kl_TB = torch.stack(losses), torch.stack(kls)
     if objective == "loss":
