@@ -10,6 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 from hyperadam.errors import ConfigError
 from hyperadam.metatrain import InnerState, MetaTrainConfig, MetaTrainer, unroll
+from hyperadam.metatrain import trainer as trainer_module
 from hyperadam.presets import preset
 from hyperadam.rule import standard_normal
 from hyperadam.tasks import (
@@ -194,6 +195,30 @@ def test_a_learning_rate_that_falls_reaches_the_inner_run():
     constant.meta_step()
     moved = [(t.carry.params_BN - start).abs().mean() for t in (falling, constant)]
     assert 0.5 < float(moved[0] / moved[1]) < 0.97
+
+
+def test_the_meta_loss_may_be_of_the_batch_to_come(monkeypatch):
+    """Also behind an unroll's last step, where it is the first of the next unroll."""
+    seen = []
+
+    def spy(*arguments, **settings):
+        seen.append((arguments[4], settings["meta_batches"]))
+        return unroll(*arguments, **settings)
+
+    monkeypatch.setattr(trainer_module, "unroll", spy)
+    losses = []
+    for choice in ("same", "next"):
+        trainer = MetaTrainer(SMOKE.with_overrides([f"meta_batch={choice}"]))
+        losses.append([trainer.meta_step().inner_loss for _ in range(2)])
+    assert losses[0] != losses[1]
+    (batches, after), _, (first, ahead), (second, _) = seen
+    assert [one is other for one, other in zip(batches, after, strict=True)] == [True] * len(after)
+    to_come = [*first[1:], second[0]]
+    for one, other in zip(ahead, to_come, strict=True):
+        pairs = zip(tree_leaves(one), tree_leaves(other), strict=True)
+        assert all(torch.equal(mine, theirs) for mine, theirs in pairs)
+    with pytest.raises(ConfigError, match="unknown meta_batch 'last'"):
+        SMOKE.with_overrides(["meta_batch=last"])
 
 
 def test_varied_runs_resume_with_the_same_bits():

@@ -56,6 +56,27 @@ def test_the_logarithm_is_of_each_tasks_mean():
     torch.testing.assert_close(result.meta_loss.detach(), expected)
 
 
+def test_the_loss_after_an_update_may_be_of_other_batches():
+    """The trajectory stays; the losses and the meta-gradient are those of the other batches."""
+    theta, other = theta_with_grad(), [torch.full((), 1.0 + step, dtype=F64) for step in range(3)]
+    result = do_unroll(theta, 3, kl_weight=0.0, meta_batches=other)
+    same = do_unroll(theta, 3, kl_weight=0.0)
+    torch.testing.assert_close(result.carry.params_BN, same.carry.params_BN, rtol=0, atol=0)
+    for step in range(3):
+        reached = do_unroll(theta, step + 1).carry.params_BN
+        torch.testing.assert_close(result.loss_TB[step], loss(reached, other[step]))
+    # The meta-gradient is that of these losses: a small step against it lowers them as it says.
+    name = "post_linear.bias"
+    (gradient,) = torch.autograd.grad(result.meta_loss, [theta[name]])
+    (of_same,) = torch.autograd.grad(same.meta_loss, [theta[name]])
+    assert not torch.allclose(gradient, of_same)
+    moved = {key: value.detach().clone() for key, value in theta.items()}
+    moved[name] -= 1e-6 * gradient
+    lower = do_unroll(moved, 3, kl_weight=0.0, meta_batches=other)
+    fell = float((result.meta_loss - lower.meta_loss).detach())
+    assert fell == pytest.approx(1e-6 * float(gradient.square().sum()), rel=0.01)
+
+
 def test_a_learning_rate_is_of_its_step():
     theta = random_theta(RULE.rule, F64)
     first = do_unroll(theta, 2)
