@@ -43,9 +43,9 @@ DIVERGENCE = 1.2
 """A run whose final loss is above this times its first counts as diverged."""
 
 
-def final_loss(train_loss_post_T: np.ndarray) -> float:
-    """Mean post-update loss of a run's last steps; NaN where one of them is."""
-    return float(train_loss_post_T[-FINAL_STEPS:].mean())
+def final_loss(losses_T: np.ndarray) -> float:
+    """Mean loss of a run's last steps, for the most part after the update; NaN where one is."""
+    return float(losses_T[-FINAL_STEPS:].mean())
 
 
 def has_diverged(train_loss_T: np.ndarray, train_loss_post_T: np.ndarray) -> bool:

@@ -360,6 +360,17 @@ class _Standing:
     ratio: float
     low: float
     high: float
+    before: float
+    validation: float
+
+
+def _interquartile(log_ratios: Sequence[np.ndarray]) -> float:
+    """Of ratios over tasks and seeds; NaN without any."""
+    return geometric(interquartile_mean, np.concatenate(log_ratios)) if log_ratios else math.nan
+
+
+def _ratio_cell(ratio: float) -> Cell:
+    return MISSING if math.isnan(ratio) else Cell(_ratio(ratio), tint=_tint(ratio))
 
 
 def _standings(group: Group) -> list[_Standing]:
@@ -370,8 +381,14 @@ def _standings(group: Group) -> list[_Standing]:
             continue
         below, tasks = _below(group, series)
         low, high = interquartile_interval(ratios)
-        ratio = geometric(interquartile_mean, np.concatenate(ratios))
-        standings.append(_Standing(series, below, tasks, ratio, np.exp(low), np.exp(high)))
+        before, validation = (
+            _interquartile(group.log_ratios(series, measure))
+            for measure in ("losses_before", "val_losses")
+        )
+        ratio = _interquartile(ratios)
+        standings.append(
+            _Standing(series, below, tasks, ratio, np.exp(low), np.exp(high), before, validation)
+        )
     return sorted(standings, key=lambda standing: (-standing.tasks, standing.ratio))
 
 
@@ -421,11 +438,13 @@ def _summary(group: Group, key: str, lines: _Lines) -> Iterator[Block]:
             else "—"
         )
         cells = (
-            Cell(_ratio(standing.ratio), tint=_tint(standing.ratio)),
+            _ratio_cell(standing.ratio),
             Cell(interval),
             MISSING
             if standing.series == reference
             else Cell(f"{standing.below} of {standing.tasks}"),
+            _ratio_cell(standing.before),
+            _ratio_cell(standing.validation),
             Cell(f"{sum(e.diverged for e in counted)} of {sum(len(e.runs) for e in counted)}"),
         )
         rows.append((standing.series.label, cells))
@@ -460,11 +479,14 @@ def _summary(group: Group, key: str, lines: _Lines) -> Iterator[Block]:
     yield Table(
         (
             ("optimizer", ""), ("loss ratio", "interquartile mean"), ("95% interval", ""),
-            (f"below {name}", "tasks"), ("diverged", "runs"),
+            (f"below {name}", "tasks"), ("before the update", "loss ratio"),
+            ("validation", "loss ratio"), ("diverged", "runs"),
         ),
         tuple(rows),
         say(
-            "Every optimizer over the tasks that {} was run on; those with fewer stand last.{}",
+            "Every optimizer over the tasks that {} was run on; those with fewer stand last. An "
+            "optimizer can fit each batch at the expense of the others: the loss before the "
+            "update, on a batch to come, and that on validation data, show it.{}",
             Code(name), _OF_ONE_TRAINING if any(s.series.learned for s in standings) else "",
         ),
     )  # fmt: skip

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Iterable, Sequence
+from typing import Literal
 
 import numpy as np
 
@@ -15,13 +16,16 @@ from hyperadam.evaluation.metrics import (
     seconds_to_target,
     steps_to_target,
 )
-from hyperadam.evaluation.records import FINAL_STEPS, Record
+from hyperadam.evaluation.records import FINAL_STEPS, Record, final_loss
 from hyperadam.evaluation.tuning import best_lr, tuning_losses
 from hyperadam.tasks import TASKS
 
 TUNED = "tuned"
 DEFAULT = "default lr"
 REFERENCE = "adam"
+
+Measure = Literal["losses", "losses_before", "val_losses"]
+"""Attributes of an :class:`Entry`: losses (S)."""
 
 
 @dataclasses.dataclass(frozen=True, order=True)
@@ -81,7 +85,21 @@ class Entry:
     @functools.cached_property
     def losses(self) -> np.ndarray:
         """Final losses (S); infinite where a run diverged."""
-        finals = np.array([math.inf if run.diverged else run.final_loss for run in self.runs])
+        return self._of_finished([run.final_loss for run in self.runs])
+
+    @functools.cached_property
+    def losses_before(self) -> np.ndarray:
+        """As :attr:`losses`, each step's loss taken before the update: on a batch to come."""
+        return self._of_finished([final_loss(run.train_loss) for run in self.runs])
+
+    @functools.cached_property
+    def val_losses(self) -> np.ndarray:
+        """Validation losses (S); infinite where a run diverged or none was measured."""
+        found = [math.inf if run.val_loss is None else run.val_loss for run in self.runs]
+        return self._of_finished(found)
+
+    def _of_finished(self, losses: Sequence[float]) -> np.ndarray:
+        finals = np.where([run.diverged for run in self.runs], math.inf, losses)
         return np.where(np.isfinite(finals), finals, np.inf)
 
     @property
@@ -201,13 +219,24 @@ class Group:
         """Those that the reference was run on, without diverging."""
         return [task for task in self.tasks if math.isfinite(self.target(task))]
 
-    def log_ratios(self, series: Series) -> list[np.ndarray]:
-        """Each run's log ratio to the target, on the tasks that can be compared."""
-        return [
-            log_ratios(entry.losses, self.target(task))
-            for task in self.compared_tasks
-            if (entry := self.entries.get((task, series)))
-        ]
+    def log_ratios(self, series: Series, measure: Measure = "losses") -> list[np.ndarray]:
+        """Each run's log ratio to the reference's mean, on the tasks that can be compared.
+
+        Args:
+            series: whose.
+            measure: which of an entry's losses; tasks where the reference's are not finite are left
+                out.
+        """
+        found = []
+        for task in self.compared_tasks:
+            entry = self.entries.get((task, series))
+            of_reference = self.entries.get((task, self.reference)) if self.reference else None
+            if entry is None or of_reference is None:
+                continue
+            mean = float(getattr(of_reference, measure).mean())
+            if math.isfinite(mean):
+                found.append(log_ratios(getattr(entry, measure), mean))
+        return found
 
 
 def _same(a: float, b: float) -> bool:
