@@ -77,6 +77,33 @@ def test_the_loss_after_an_update_may_be_of_other_batches():
     assert fell == pytest.approx(1e-6 * float(gradient.square().sum()), rel=0.01)
 
 
+@pytest.mark.parametrize("objective", ["loss", "log-loss"])
+def test_a_loss_on_the_next_batch_serves_its_gradient_too(objective):
+    """Where the same batch comes next its loss is taken once; the bits stay."""
+    results, calls = [], []
+    for copied in (False, True):
+        theta, taken = theta_with_grad(), 0
+
+        def counted(w, batch):
+            nonlocal taken
+            taken += 1
+            return loss(w, batch)
+
+        batches = [torch.tensor(0.1 * step, dtype=F64) for step in range(5)]
+        to_come = [batch.clone() for batch in batches[1:]] if copied else batches[1:]
+        noise = torch.zeros(4, 2, N, dtype=F64)
+        result = unroll(
+            RULE, theta, start(tasks=2), counted, batches[:4], noise, lrs=[0.05] * 4,
+            kl_weight=0.1, objective=objective, meta_batches=to_come,
+        )  # fmt: skip
+        result.meta_loss.backward()
+        results.append([result.meta_loss.detach(), *(value.grad for value in theta.values())])
+        calls.append(taken)
+    assert calls == [5, 8]
+    for one, other in zip(*results, strict=True):
+        assert torch.equal(one, other)
+
+
 def test_a_learning_rate_is_of_its_step():
     theta = random_theta(RULE.rule, F64)
     first = do_unroll(theta, 2)

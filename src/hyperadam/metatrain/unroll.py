@@ -90,14 +90,19 @@ def unroll(
     losses: list[Tensor] = []
     kls: list[Tensor] = []
     after = batches if meta_batches is None else meta_batches
+    on_batch: Batch | None = None  # what the last loss was taken on, at the parameters as they are
     for batch, meta_batch, noise_BN, lr in zip(batches, after, noise_TBN, lrs, strict=True):
-        with torch.enable_grad():
-            point_BN = params_BN.detach().requires_grad_()
-            # A task's loss depends on its own row only: the sum's gradient is each one's.
-            (grad_BN,) = torch.autograd.grad(loss(point_BN, batch).sum(), point_BN)
+        # A task's loss depends on its own row only: the sum's gradient is each one's.
+        if on_batch is batch and params_BN.requires_grad:
+            (grad_BN,) = torch.autograd.grad(losses[-1].sum(), params_BN, retain_graph=True)
+        else:
+            with torch.enable_grad():
+                point_BN = params_BN.detach().requires_grad_()
+                (grad_BN,) = torch.autograd.grad(loss(point_BN, batch).sum(), point_BN)
         update = steps.step(grad_BN)
         params_BN = params_BN - lr * update.sample(noise_BN)
         losses.append(loss(params_BN, meta_batch))
+        on_batch = meta_batch
         kls.append(rule.rule.kl(update))
     loss_TB, kl_TB = torch.stack(losses), torch.stack(kls)
     if objective == "loss":
