@@ -74,6 +74,7 @@ def test_what_a_run_leaves(finished):
     weights = load_weights(finished / "weights.safetensors")
     assert weights.rule == SMOKE.rule
     assert weights.lr == SMOKE.lr
+    assert weights.schedule == "none"
     assert (weights.preset, weights.licence, weights.data) == (
         "smoke", "Apache-2.0", "digits-mlp1-sigmoid",
     )  # fmt: skip
@@ -284,3 +285,10 @@ def test_interrupted(tmp_path, undisturbed, number):
     assert process.returncode == 0, errors
     assert "resuming after meta-step" in errors
     assert_same_run(out, undisturbed)
+
+
+@pytest.mark.parametrize(("schedule", "expected"), [("cosine", "cosine"), ("none,cosine", "none")])
+def test_the_first_schedule_is_recommended(tmp_path, schedule, expected):
+    config = SMOKE.with_overrides([f"schedule={schedule}", "inner_runs=1"])
+    run_meta_training(tmp_path / "run", config, LABEL)
+    assert load_weights(tmp_path / "run" / "weights.safetensors").schedule == expected

@@ -55,7 +55,7 @@ class MetaTrainConfig:
         lr: inner learning rate, which the weights will recommend.
         schedule: of the inner learning rate, and what the weights will recommend: ``"none"``, or
             ``"cosine"``: it falls to 0 over an inner run; or both, with a comma between, of which
-            the inner runs of a meta-step draw one, and the weights recommend ``"cosine"``.
+            the inner runs of a meta-step draw one, and the weights recommend the first.
         meta_objective: of an unroll: ``"loss"``, the mean inner loss; or ``"log-loss"``, its
             logarithm, so that all tasks count alike, whatever the size of their losses, and the end
             of an inner run as much as its beginning.

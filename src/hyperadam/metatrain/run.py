@@ -302,7 +302,7 @@ def _export(trainer: MetaTrainer, folder: RunFolder, label: RunLabel) -> None:
         rule=config.rule,
         theta={name: value.detach().clone() for name, value in trainer.theta.items()},
         lr=config.lr,
-        schedule="cosine" if "cosine" in config.schedules else "none",
+        schedule=config.schedules[0],
         preset=label.preset,
         data=config.task,
         steps=len(trainer.history) * config.unroll_length * config.tasks_per_step,
