@@ -44,7 +44,7 @@ DIVERGENCE = 1.2
 
 
 def final_loss(losses_T: np.ndarray) -> float:
-    """Mean loss of a run's last steps, for the most part after the update; NaN where one is."""
+    """Mean of the last steps of a curve of losses, before or after the update; NaN where one is."""
     return float(losses_T[-FINAL_STEPS:].mean())
 
 

@@ -291,7 +291,8 @@ class Program {
                 const Vector<const Real>& d_mean,
                 const std::optional<Vector<const Real>>& d_log_var,
                 const std::optional<Array<const Real>>& d_new_state,
-                const Matrix<Real>& owed_SC, const Array<Real>& d_state, const Vector<Real>& d_theta, int threads) const {
+                const Matrix<Real>& owed_SC, const Array<Real>& d_state,
+                const Vector<Real>& d_theta, int threads) const {
     require(!bfloat16_, "the backward passes take states of float32");
     check_numbers(plan, state.size());
     check_numbers(plan, new_state.size());
