@@ -207,14 +207,16 @@ def test_the_meta_loss_may_be_of_the_batch_to_come(monkeypatch):
 
     monkeypatch.setattr(trainer_module, "unroll", spy)
     losses = []
-    for choice in ("same", "next"):
+    for choice in ("same", "next", "both"):
         trainer = MetaTrainer(SMOKE.with_overrides([f"meta_batch={choice}"]))
         losses.append([trainer.meta_step().inner_loss for _ in range(2)])
     assert losses[0] != losses[1]
-    (batches, after), _, (first, ahead), (second, _) = seen
-    assert [one is other for one, other in zip(batches, after, strict=True)] == [True] * len(after)
+    (batches, after), _, (first, ahead), (second, _), (_, of_both), _ = seen
+    assert all(only is batch for batch, (only,) in zip(batches, after, strict=True))
     to_come = [*first[1:], second[0]]
-    for one, other in zip(ahead, to_come, strict=True):
+    for (one,), (own, next_one), batch, other in zip(ahead, of_both, first, to_come, strict=True):
+        assert all(map(torch.equal, tree_leaves(own), tree_leaves(batch)))
+        assert all(map(torch.equal, tree_leaves(next_one), tree_leaves(one)))
         pairs = zip(tree_leaves(one), tree_leaves(other), strict=True)
         assert all(torch.equal(mine, theirs) for mine, theirs in pairs)
     with pytest.raises(ConfigError, match="unknown meta_batch 'last'"):

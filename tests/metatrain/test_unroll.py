@@ -59,7 +59,8 @@ def test_the_logarithm_is_of_each_tasks_mean():
 def test_the_loss_after_an_update_may_be_of_other_batches():
     """The trajectory stays; the losses and the meta-gradient are those of the other batches."""
     theta, other = theta_with_grad(), [torch.full((), 1.0 + step, dtype=F64) for step in range(3)]
-    result = do_unroll(theta, 3, kl_weight=0.0, meta_batches=other)
+    alone = [[batch] for batch in other]
+    result = do_unroll(theta, 3, kl_weight=0.0, meta_batches=alone)
     same = do_unroll(theta, 3, kl_weight=0.0)
     torch.testing.assert_close(result.carry.params_BN, same.carry.params_BN, rtol=0, atol=0)
     for step in range(3):
@@ -72,9 +73,25 @@ def test_the_loss_after_an_update_may_be_of_other_batches():
     assert not torch.allclose(gradient, of_same)
     moved = {key: value.detach().clone() for key, value in theta.items()}
     moved[name] -= 1e-6 * gradient
-    lower = do_unroll(moved, 3, kl_weight=0.0, meta_batches=other)
+    lower = do_unroll(moved, 3, kl_weight=0.0, meta_batches=alone)
     fell = float((result.meta_loss - lower.meta_loss).detach())
     assert fell == pytest.approx(1e-6 * float(gradient.square().sum()), rel=0.01)
+
+
+def test_the_loss_after_an_update_may_be_the_mean_over_batches():
+    batches = [torch.full((), 1.0 + step, dtype=F64) for step in range(4)]
+    theta, gradients, losses = theta_with_grad(), [], []
+    for offsets in ([0], [1], [0, 1]):
+        after = [[batches[step + offset] for offset in offsets] for step in range(3)]
+        result = unroll(
+            RULE, theta, start(), loss, batches[:3], torch.zeros(3, 1, N, dtype=F64),
+            lrs=[0.05] * 3, kl_weight=0.0, meta_batches=after,
+        )  # fmt: skip
+        losses.append(result.loss_TB)
+        gradients.append(torch.autograd.grad(result.meta_loss, [theta["post_linear.bias"]])[0])
+    torch.testing.assert_close(losses[2], (losses[0] + losses[1]) / 2)
+    torch.testing.assert_close(gradients[2], (gradients[0] + gradients[1]) / 2)
+    assert not torch.allclose(gradients[0], gradients[1])
 
 
 @pytest.mark.parametrize("objective", ["loss", "log-loss"])
@@ -94,7 +111,7 @@ def test_a_loss_on_the_next_batch_serves_its_gradient_too(objective):
         noise = torch.zeros(4, 2, N, dtype=F64)
         result = unroll(
             RULE, theta, start(tasks=2), counted, batches[:4], noise, lrs=[0.05] * 4,
-            kl_weight=0.1, objective=objective, meta_batches=to_come,
+            kl_weight=0.1, objective=objective, meta_batches=[[batch] for batch in to_come],
         )  # fmt: skip
         result.meta_loss.backward()
         results.append([result.meta_loss.detach(), *(value.grad for value in theta.values())])

@@ -23,7 +23,7 @@ from hyperadam.weights import rule_from_dict
 MAX_CONVEX_DIM = 1_000_000
 META_SCHEDULES = ("constant", "cosine")
 META_OBJECTIVES = ("loss", "log-loss")
-META_BATCHES = ("same", "next")
+META_BATCHES = ("same", "next", "both")
 
 
 def _draw(seed: int, *purpose: str | int) -> float:
@@ -60,8 +60,8 @@ class MetaTrainConfig:
             logarithm, so that all tasks count alike, whatever the size of their losses, and the end
             of an inner run as much as its beginning.
         meta_batch: what the loss after an update is taken on: ``"same"``, the batch that the update
-            was made from, as in the papers; or ``"next"``, the one that the next will be made from,
-            which the network has not seen yet.
+            was made from, as in the papers; ``"next"``, the one that the next will be made from,
+            which the network has not seen yet; or ``"both"``, the mean of the two.
         kl_weight: λ, the weight of the KL term in the meta-loss.
         meta_lr: learning rate of the meta-optimizer, Adam.
         meta_schedule: ``"constant"``, or ``"cosine"``: it falls to 0 over the whole run.

@@ -149,8 +149,8 @@ class MetaTrainer:
         config = self.config
         start = self.unroll_in_run * config.unroll_length
         steps = range(start, start + config.unroll_length)
-        ahead = 1 if config.meta_batch == "next" else 0
-        batches = [self.group.batch(step) for step in range(steps.start, steps.stop + ahead)]
+        ahead = {"same": [0], "next": [1], "both": [0, 1]}[config.meta_batch]
+        batches = [self.group.batch(step) for step in range(steps.start, steps.stop + ahead[-1])]
         result = unroll(
             self.rule,
             self.theta,
@@ -161,7 +161,9 @@ class MetaTrainer:
             lrs=[config.lr_at(self.run, step) for step in steps],
             kl_weight=config.kl_weight,
             objective=config.meta_objective,
-            meta_batches=batches[ahead:],
+            meta_batches=[
+                [batches[number + offset] for offset in ahead] for number in range(len(steps))
+            ],
         )
         self.meta_optimizer.zero_grad()
         result.meta_loss.backward()

@@ -62,7 +62,7 @@ def unroll(
     lrs: Sequence[float],
     kl_weight: float,
     objective: str = "loss",
-    meta_batches: Sequence[Batch] | None = None,
+    meta_batches: Sequence[Sequence[Batch]] | None = None,
 ) -> Unroll:
     """Train B networks for ``len(batches)`` inner steps, as a function of theta.
 
@@ -82,27 +82,31 @@ def unroll(
         lrs: inner learning rates, one a step.
         kl_weight: λ, the weight of the KL term.
         objective: ``"loss"``, a task's mean loss over the steps; ``"log-loss"``, its logarithm.
-        meta_batches: what the loss after each update is taken on; None, as in the papers: on the
-            batch that the update was made from.
+        meta_batches: what the loss after each update is taken on: the mean over one or more
+            batches a step; None, as in the papers: the batch that the update was made from.
     """
     params_BN = carry.params_BN
     steps = rule.begin(theta, carry.rule_state, len(batches))
     losses: list[Tensor] = []
     kls: list[Tensor] = []
-    after = batches if meta_batches is None else meta_batches
-    on_batch: Batch | None = None  # what the last loss was taken on, at the parameters as they are
-    for batch, meta_batch, noise_BN, lr in zip(batches, after, noise_TBN, lrs, strict=True):
+    after = [[batch] for batch in batches] if meta_batches is None else meta_batches
+    # The last loss at the parameters as they are, and what it was taken on.
+    loss_B, on_batch = params_BN.new_zeros(len(params_BN)), None
+    for batch, step_batches, noise_BN, lr in zip(batches, after, noise_TBN, lrs, strict=True):
         # A task's loss depends on its own row only: the sum's gradient is each one's.
         if on_batch is batch and params_BN.requires_grad:
-            (grad_BN,) = torch.autograd.grad(losses[-1].sum(), params_BN, retain_graph=True)
+            (grad_BN,) = torch.autograd.grad(loss_B.sum(), params_BN, retain_graph=True)
         else:
             with torch.enable_grad():
                 point_BN = params_BN.detach().requires_grad_()
                 (grad_BN,) = torch.autograd.grad(loss(point_BN, batch).sum(), point_BN)
         update = steps.step(grad_BN)
         params_BN = params_BN - lr * update.sample(noise_BN)
-        losses.append(loss(params_BN, meta_batch))
-        on_batch = meta_batch
+        of_step = []
+        for on_batch in step_batches:
+            loss_B = loss(params_BN, on_batch)
+            of_step.append(loss_B)
+        losses.append(torch.stack(of_step).mean(0) if len(of_step) > 1 else loss_B)
         kls.append(rule.rule.kl(update))
     loss_TB, kl_TB = torch.stack(losses), torch.stack(kls)
     if objective == "loss":
