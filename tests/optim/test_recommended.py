@@ -11,6 +11,7 @@ from conftest import make_weights
 from hyperadam import VariationalHyperAdam, load_weights, recommended_scheduler
 from hyperadam.errors import ConfigError, WeightsError
 from hyperadam.rule import VariationalHyperAdamRule
+from hyperadam.schedule import lr_factor
 
 
 def optimizer_with(schedule, lr=None):
@@ -43,6 +44,15 @@ def test_cosine_takes_every_group_to_zero_and_stays():
         assert second == pytest.approx(0.5 * factor, abs=1e-12)
 
 
+def test_inverse_sqrt_stays_for_a_hundred_steps_and_falls_whatever_the_length():
+    optimizer = optimizer_with("inverse-sqrt", lr=0.01)
+    lrs = learning_rates(optimizer, recommended_scheduler(optimizer, 400), 403)
+    assert lrs[:101] == [[0.01, 0.5]] * 101
+    for step in (101, 144, 399, 400, 401, 402):
+        factor = math.sqrt(100 / min(step, 400))
+        assert lrs[step] == pytest.approx([0.01 * factor, 0.5 * factor])
+
+
 def test_none_leaves_the_learning_rates():
     optimizer = optimizer_with("none", lr=0.01)
     lrs = learning_rates(optimizer, recommended_scheduler(optimizer, 4), 6)
@@ -66,8 +76,9 @@ def test_a_run_goes_on_with_its_learning_rates():
 def test_it_is_the_schedule_of_the_bundled_weights():
     optimizer = VariationalHyperAdam([torch.nn.Parameter(torch.ones(2))])
     lrs = learning_rates(optimizer, recommended_scheduler(optimizer, 2), 2)
-    half = {"none": 1.0, "cosine": 0.5}[load_weights("default").schedule]
-    assert lrs[1][0] == pytest.approx(half * optimizer.weights.lr)
+    assert optimizer.weights.schedule == load_weights("default").schedule
+    factor = lr_factor(1, schedule=optimizer.weights.schedule, total_steps=2)
+    assert lrs[1][0] == pytest.approx(factor * optimizer.weights.lr)
 
 
 @pytest.mark.parametrize("steps", [0, -1, 2.5, None])

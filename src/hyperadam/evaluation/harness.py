@@ -14,11 +14,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from hyperadam.evaluation.records import final_loss, has_diverged
 from hyperadam.evaluation.trace import Tracer
-from hyperadam.schedule import Schedule
+from hyperadam.schedule import Schedule, lr_scheduler
 from hyperadam.tasks import Task, derive_seed, make_generator
 
 OptimizerFactory = Callable[[Sequence[Tensor]], torch.optim.Optimizer]
@@ -73,14 +72,14 @@ def train(
         factory: makes the optimizer for a list of parameters.
         seed: of the initial parameters and of the data order.
         steps: how many.
-        schedule: of the learning rate: constant, or annealed to 0 along half a cosine.
+        schedule: of the learning rate; see :func:`hyperadam.schedule.lr_factor`.
         validate: compute the task's metrics at the end.
         tracer: records what a learned optimizer predicts.
     """
     initial = task.init_params(make_generator(seed, "params"))
     params = {name: value.requires_grad_() for name, value in initial.items()}
     optimizer = factory(list(params.values()))
-    scheduler = CosineAnnealingLR(optimizer, T_max=steps) if schedule == "cosine" else None
+    scheduler = lr_scheduler(optimizer, schedule, steps)
     data_seed = derive_seed(seed, "data")
     before, after = np.full(steps, math.nan), np.full(steps, math.nan)
     wall = in_optimizer = 0.0
@@ -99,8 +98,7 @@ def train(
         optimizer.step()
         seconds = time.perf_counter() - start
         in_optimizer, wall = in_optimizer + seconds, wall + seconds
-        if scheduler is not None:
-            scheduler.step()
+        scheduler.step()
         before[step] = float(loss.detach())
         with torch.no_grad(), _evaluating(optimizer):
             after[step] = float(task.loss(params, batch))

@@ -53,9 +53,10 @@ class MetaTrainConfig:
         tasks_per_step: B, how many inner runs are unrolled side by side, for one meta-gradient;
             ``inner_runs`` is a multiple of it.
         lr: inner learning rate, which the weights will recommend.
-        schedule: of the inner learning rate, and what the weights will recommend: ``"none"``, or
-            ``"cosine"``: it falls to 0 over an inner run; or both, with a comma between, of which
-            the inner runs of a meta-step draw one, and the weights recommend the first.
+        schedule: of the inner learning rate, and what the weights will recommend: ``"none"``;
+            ``"cosine"``, it falls to 0 over an inner run; ``"inverse-sqrt"``, it falls with the
+            root of the steps beyond 100; or several, with a comma between, of which the inner
+            runs of a meta-step draw one, and the weights recommend the first.
         meta_objective: of an unroll: ``"loss"``, the mean inner loss; or ``"log-loss"``, its
             logarithm, so that all tasks count alike, whatever the size of their losses, and the end
             of an inner run as much as its beginning.

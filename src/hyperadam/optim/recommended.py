@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import functools
 import operator
 
 from torch.optim.lr_scheduler import LambdaLR
 
 from hyperadam.errors import ConfigError
 from hyperadam.optim.learned_optimizer import LearnedOptimizer
-from hyperadam.schedule import lr_factor
+from hyperadam.schedule import lr_scheduler
 
 
 def recommended_scheduler(optimizer: LearnedOptimizer, total_steps: int) -> LambdaLR:
     """The schedule that the optimizer's weights recommend, over a run of known length.
 
     Args:
-        optimizer: its ``weights.schedule`` says which: ``"none"``, the learning rate stays; or
-            ``"cosine"``, it falls to 0 along half a cosine.
+        optimizer: its ``weights.schedule`` says which: ``"none"``, the learning rate stays;
+            ``"cosine"``, it falls to 0 along half a cosine; or ``"inverse-sqrt"``, it stays for 100
+            steps, then falls with their number's root.
         total_steps: of the run; call the scheduler's ``step()`` once after each of them. Behind the
             last one the learning rate stays where it is.
 
@@ -33,5 +33,4 @@ def recommended_scheduler(optimizer: LearnedOptimizer, total_steps: int) -> Lamb
         steps = 0
     if steps < 1:
         raise ConfigError(f"total_steps must be a whole number above 0; got {total_steps!r}")
-    schedule = optimizer.weights.schedule
-    return LambdaLR(optimizer, functools.partial(lr_factor, schedule=schedule, total_steps=steps))
+    return lr_scheduler(optimizer, optimizer.weights.schedule, steps)
