@@ -6,6 +6,7 @@ import dataclasses
 
 from hyperadam.errors import ConfigError, unknown_name
 from hyperadam.tasks import TASKS, match_tasks
+from hyperadam.tasks.practice import practice_entries
 
 _CNNS = ("cnn1", "cnn1-bn", "cnn2", "cnn2-bn", "cnn2-dropout")
 
@@ -18,6 +19,9 @@ PAPER_TASKS = (
     *(f"{data}-{network}" for data in ("mnist", "cifar10") for network in _CNNS),
 )
 """The papers' tasks but the residual networks."""
+
+PRACTICE = "practice"
+"""The suite whose tasks are in no other, so that they may be chosen by."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +95,13 @@ SUITES: dict[str, Suite] = {
             400,
             2,
             "what the parts of the rule and of its meta-training are worth",
+        ),
+        Suite(
+            PRACTICE,
+            tuple(entry.name for entry in practice_entries()),
+            2_000,
+            1,
+            "tasks to meta-train on and to choose weights and settings by, 2,000 steps",
         ),
     )
 }
