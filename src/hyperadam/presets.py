@@ -79,6 +79,8 @@ PRESETS: dict[str, MetaTrainConfig] = {
     "digits": MetaTrainConfig(task="digits-mlp1-sigmoid", inner_runs=1000),
     "digits-stable": _STABLE,
     "broad": _BROAD,
+    # 176 bytes of state a parameter in place of 488.
+    "broad-lite": dataclasses.replace(_BROAD, rule=dataclasses.replace(_BROAD.rule, channels=7)),
     # Seconds: for tests and for trying out the command.
     "smoke": MetaTrainConfig(
         task="digits-mlp1-sigmoid",
