@@ -69,6 +69,12 @@ def test_bytes_of_the_papers_configuration():
         assert memory.total == memory.state + 12_000_000
 
 
+def test_the_lite_weights_take_little():
+    memory = memory_estimate(load_weights("lite"), 1_000_000, "float32")
+    assert memory.bytes_a_param < 200
+    assert memory.state < 0.4 * memory_estimate(load_weights("default"), 1_000_000, "float32").state
+
+
 @pytest.mark.parametrize(
     ("rule", "numbers", "buffers"),
     [

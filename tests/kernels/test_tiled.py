@@ -107,9 +107,11 @@ def test_a_thousand_steps_without_drift(kernel, norm):
 
 
 BUNDLED = load_weights("default")
+LITE = load_weights("lite")
 UNBOUNDED = dataclasses.replace(BUNDLED.rule, candidate_bound=None)
 PROGRAMS = {
     "bundled": (BUNDLED.rule, BUNDLED.theta),
+    "lite": (LITE.rule, LITE.theta),
     "bundled, unbounded": (UNBOUNDED, BUNDLED.theta),
     "random, unbounded": (UNBOUNDED, random_theta(UNBOUNDED)),
 }
