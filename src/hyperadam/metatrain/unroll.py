@@ -90,23 +90,21 @@ def unroll(
     losses: list[Tensor] = []
     kls: list[Tensor] = []
     after = [[batch] for batch in batches] if meta_batches is None else meta_batches
-    # The last loss at the parameters as they are, and what it was taken on.
-    loss_B, on_batch = params_BN.new_zeros(len(params_BN)), None
+    of_step: list[Tensor] = []  # the losses at the parameters as they are
+    on_batch: Batch | None = None  # what the last of them was taken on
     for batch, step_batches, noise_BN, lr in zip(batches, after, noise_TBN, lrs, strict=True):
         # A task's loss depends on its own row only: the sum's gradient is each one's.
         if on_batch is batch and params_BN.requires_grad:
-            (grad_BN,) = torch.autograd.grad(loss_B.sum(), params_BN, retain_graph=True)
+            (grad_BN,) = torch.autograd.grad(of_step[-1].sum(), params_BN, retain_graph=True)
         else:
             with torch.enable_grad():
                 point_BN = params_BN.detach().requires_grad_()
                 (grad_BN,) = torch.autograd.grad(loss(point_BN, batch).sum(), point_BN)
         update = steps.step(grad_BN)
         params_BN = params_BN - lr * update.sample(noise_BN)
-        of_step = []
-        for on_batch in step_batches:
-            loss_B = loss(params_BN, on_batch)
-            of_step.append(loss_B)
-        losses.append(torch.stack(of_step).mean(0) if len(of_step) > 1 else loss_B)
+        of_step = [loss(params_BN, meta_batch) for meta_batch in step_batches]
+        on_batch = step_batches[-1]
+        losses.append(torch.stack(of_step).mean(0))
         kls.append(rule.rule.kl(update))
     loss_TB, kl_TB = torch.stack(losses), torch.stack(kls)
     if objective == "loss":
