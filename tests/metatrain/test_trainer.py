@@ -197,6 +197,23 @@ def test_a_learning_rate_that_falls_reaches_the_inner_run():
     assert 0.5 < float(moved[0] / moved[1]) < 0.97
 
 
+def test_the_fan_in_reaches_the_inner_run():
+    """Of ``digits-mlp1-sigmoid``'s two weights one has 64 inputs, the other 20."""
+    config = SMOKE.with_overrides(
+        ["unroll_length=1", "random_scaling=0", "convex_dim=0", "rule.var_block=false"]
+    )
+    scaled, plain = MetaTrainer(config.with_overrides(["rule.fan_in_base=16"])), MetaTrainer(config)
+    start = plain.carry.params_BN.clone()
+    for trainer in (scaled, plain):
+        trainer.meta_step()
+    steps = [trainer.carry.params_BN - start for trainer in (scaled, plain)]
+    sizes = [20 * 64, 20, 10 * 20, 10]
+    for own, whole, factor in zip(
+        steps[0].split(sizes, 1), steps[1].split(sizes, 1), (0.5, 1, 0.8**0.5, 1), strict=True
+    ):
+        torch.testing.assert_close(own, factor * whole, rtol=1e-3, atol=1e-7)
+
+
 def test_the_meta_loss_may_be_of_the_batch_to_come(monkeypatch):
     """Also behind an unroll's last step, where it is the first of the next unroll."""
     seen = []

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import inspect
 import io
 import itertools
@@ -149,6 +150,23 @@ def test_each_group_has_its_own_lr():
     small, large = after(1e-3), after(1e-1)
     torch.testing.assert_close(large[0], 100 * small[0], rtol=1e-3, atol=1e-6)
     assert torch.equal(large[1], small[1])
+
+
+@pytest.mark.parametrize("lr", [0.1, torch.tensor(0.1)])
+def test_the_fan_in_scales_a_parameters_step(lr):
+    """A fan-in of four times the base: half the step."""
+    scaled_rule = dataclasses.replace(WEIGHTS.rule, fan_in_base=4.0)
+
+    def moves(weights):
+        params = make_params((3, 16), (2, 4), (16,))
+        start = values(params)
+        train(make(params, lr=lr, weights=weights), params, 1)
+        return [new - old for new, old in zip(values(params), start, strict=True)]
+
+    plain = moves(WEIGHTS)
+    scaled = moves(dataclasses.replace(WEIGHTS, rule=scaled_rule))
+    for move, expected in zip(scaled, (plain[0] / 2, plain[1], plain[2]), strict=True):
+        torch.testing.assert_close(move, expected, rtol=1e-3, atol=1e-6)
 
 
 @given(

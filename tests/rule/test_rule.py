@@ -63,6 +63,7 @@ def test_the_papers_values_are_the_defaults():
         "rule": "variational-hyperadam",
         "channels": 20,
         "state_layers": 1,
+        "fan_in_base": None,
         "column_norm": "euclidean",
         "candidate_bound": None,
         "lstm": True,
@@ -352,6 +353,16 @@ def test_prior_mean_is_the_fixed_moments_direction():
     torch.testing.assert_close(update.prior_mean_N, torch.full((2,), -1.0, dtype=F64))
 
 
+@pytest.mark.parametrize(
+    ("shape", "scale"),
+    [((20, 64), 0.5), ((8, 16, 3, 3), 1 / 3), ((7, 4), 1), ((400,), 1), ((), 1), ((5, 0), 1)],
+)
+def test_the_learning_rate_falls_with_the_fan_in(shape, scale):
+    rule = VariationalHyperAdamRule(fan_in_base=16)
+    assert rule.lr_scale(torch.Size(shape)) == pytest.approx(scale)
+    assert VariationalHyperAdamRule().lr_scale(shape) == 1.0
+
+
 def test_sample():
     update = UpdateDistribution(torch.tensor([1.0, 2.0]), torch.tensor([0.0, math.log(4.0)]))
     torch.testing.assert_close(update.sample(torch.tensor([1.0, -1.0])), torch.tensor([2.0, 0.0]))
@@ -365,6 +376,8 @@ def test_sample():
         (VariationalHyperAdamRule, {"column_norm": "max"}, "column_norm"),
         (VariationalHyperAdamRule, {"candidate_bound": 0.0}, "candidate_bound"),
         (VariationalHyperAdamRule, {"candidate_bound": math.inf}, "candidate_bound"),
+        (VariationalHyperAdamRule, {"fan_in_base": 0}, "fan_in_base"),
+        (RNNpropRule, {"fan_in_base": math.nan}, "fan_in_base"),
         (VariationalHyperAdamRule, {"moment_decays": ()}, "moment_decays"),
         (VariationalHyperAdamRule, {"moment_decays": (1.0,)}, "moment_decays"),
         (VariationalHyperAdamRule, {"kl_prior_mean": "zero"}, "kl_prior_mean"),

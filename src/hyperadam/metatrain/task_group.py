@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from hyperadam.rule import Rule
 from hyperadam.tasks import Batch, Task, derive_seed, make_generator, move_batch, stack_batches
 
 
@@ -37,6 +38,13 @@ class TaskGroup:
             [torch.cat([value.flatten() for value in params.values()]) for params in inits]
         ).to(device)
         self._shapes = {name: value.shape for name, value in inits[0].items()}
+
+    def lr_scales(self, rule: Rule) -> Tensor:
+        """What a rule multiplies each coordinate's learning rate by, (N,)."""
+        scales = [
+            torch.full((shape.numel(),), rule.lr_scale(shape)) for shape in self._shapes.values()
+        ]
+        return torch.cat(scales).to(self.device)
 
     def batch(self, step: int) -> Batch:
         """What :meth:`loss` needs at a step, on the device: the task's own batch, or B stacked."""

@@ -136,6 +136,7 @@ class MetaTrainer:
         name = self.config.task_of(run)
         tasks = [self.inner_task(name, seed) for seed in self.run_seeds]
         self.group = TaskGroup(tasks, self.run_seeds, self.device)
+        self._lr_scales = self.group.lr_scales(self.config.rule)
         params_BN = self.group.initial_BN
         self.carry = InnerState(params_BN, self.rule.init_state(*params_BN.shape))
 
@@ -158,7 +159,7 @@ class MetaTrainer:
             self.group.loss,
             batches[: len(steps)],
             self._noise(steps),
-            lrs=[config.lr_at(self.run, step) for step in steps],
+            lrs=[config.lr_at(self.run, step) * self._lr_scales for step in steps],
             kl_weight=config.kl_weight,
             objective=config.meta_objective,
             meta_batches=[

@@ -59,7 +59,7 @@ def unroll(
     batches: Sequence[Batch],
     noise_TBN: Tensor,
     *,
-    lrs: Sequence[float],
+    lrs: Sequence[float | Tensor],
     kl_weight: float,
     objective: str = "loss",
     meta_batches: Sequence[Sequence[Batch]] | None = None,
@@ -79,7 +79,7 @@ def unroll(
         loss: the inner tasks' losses.
         batches: one a step.
         noise_TBN: standard normal numbers for the sampled updates.
-        lrs: inner learning rates, one a step.
+        lrs: inner learning rates, one a step: for all coordinates, or (N,) for each.
         kl_weight: λ, the weight of the KL term.
         objective: ``"loss"``, a task's mean loss over the steps; ``"log-loss"``, its logarithm.
         meta_batches: what the loss after each update is taken on: the mean over one or more

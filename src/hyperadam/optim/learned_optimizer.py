@@ -522,9 +522,9 @@ class LearnedOptimizer(torch.optim.Optimizer):
             if decay != 0 and not each.group["decoupled_weight_decay"]:
                 lane.add_(local(each.key) * decay)
 
-    @staticmethod
-    def _move(active: list[_Active], directions: list[Tensor], finite: Tensor) -> None:
-        """``params = params - lr d``, after decoupled weight decay, in the step's dtype."""
+    def _move(self, active: list[_Active], directions: list[Tensor], finite: Tensor) -> None:
+        """``params = params - lr d``, after decoupled weight decay, in the step's dtype; lr is the
+        group's, scaled by the parameter's fan-in if the rule says so."""
         in_place: dict[float, tuple[list[Tensor], list[Tensor]]] = {}
         for each, direction in zip(active, directions, strict=True):
             lr, decay = each.group["lr"], each.group["weight_decay"]
@@ -532,6 +532,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
             value = param.to(direction.dtype)
             if decay != 0 and each.group["decoupled_weight_decay"]:
                 value = value * (1 - lr * decay * finite)
+            lr = lr * self.weights.rule.lr_scale(each.key.shape)
             if value is param and not isinstance(lr, Tensor):
                 for tensors, tensor in zip(
                     in_place.setdefault(lr, ([], [])), (param, direction), strict=True

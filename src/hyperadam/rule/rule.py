@@ -127,14 +127,21 @@ class Rule(abc.ABC):
         name: of the rule, as in weights files and on the command line.
         channels: H.
         state_layers: L, stacked LSTM layers.
+        fan_in_base: with f, parameters with a fan-in above f have a lower learning rate
+            (:meth:`lr_scale`); None, as in the papers: all have the same.
     """
 
     name: ClassVar[str]
 
     channels: int = 20
     state_layers: int = 1
+    fan_in_base: float | None = None
 
     def __post_init__(self) -> None:
+        self._normalise("fan_in_base", float)
+        base = self.fan_in_base
+        good_base = base is None or (base > 0 and math.isfinite(base))
+        self._require(good_base, "fan_in_base must be None or a positive number")
         for name, most in (("channels", MAX_CHANNELS), ("state_layers", MAX_STATE_LAYERS)):
             value = getattr(self, name)
             good = isinstance(value, int) and 1 <= value <= most
@@ -208,6 +215,18 @@ class Rule(abc.ABC):
             if field.name != "step"
         }
         return RuleState(step=torch.zeros((), dtype=torch.int64, device=device), **zeros)
+
+    def lr_scale(self, shape: Sequence[int]) -> float:
+        """What the learning rate of a parameter of this shape is multiplied by.
+
+        With ``fan_in_base`` f it is ``min(1, sqrt(f / fan_in))`` for two and more dimensions, of
+        which the first are the outputs: in proportion to the size that layers' weights are
+        initialised with (LeCun et al., "Efficient BackProp", 1998), so that one learning rate
+        serves narrow layers and wide ones. Without, and for biases and other vectors, it is 1.
+        """
+        if self.fan_in_base is None or len(shape) < 2:
+            return 1.0
+        return min(1.0, math.sqrt(self.fan_in_base / max(1, math.prod(shape[1:]))))
 
     def kl(self, update: UpdateDistribution) -> Tensor:
         """KL of the update from its prior, summed over coordinates; 0 for deterministic rules."""
