@@ -35,18 +35,17 @@ test-wheel: $(VENV)/.installed-dev
 test-sanitized: $(VENV)/.installed-dev
 	PYTHON=$(abspath $(BIN))/python scripts/test-sanitized
 
-# Holds the data sets' parquet files.
-DATA_DIR ?= ../shared/data
-
-# Times and memory, for benchmarks/results: an hour on an idle machine with 24 GB.
+# Times and memory, for benchmarks/results: an hour on an idle machine with 24 GB. DATA_DIR is a folder
+# with MNIST's parquet files.
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks all --out benchmarks/results --data-dir $(DATA_DIR)
 
-# The committed results: hours for each suite; interrupted, it goes on.
+# The committed results: hours for each suite; interrupted, it goes on. See scripts/results for
+# DATA_DIR and OFFICIAL.
 SUITES ?= digits ablations paper-100 paper-2000
 results: $(VENV)/.installed-dev
 	for suite in $(SUITES); do \
-		PATH=$(abspath $(BIN)):$$PATH DATA_DIR=$(DATA_DIR) scripts/results $$suite || exit 1; \
+		PATH=$(abspath $(BIN)):$$PATH scripts/results $$suite || exit 1; \
 	done
 
 $(VENV)/bin/python:

@@ -60,6 +60,8 @@ def refused(capsys, *arguments):
         ("evaluate --suite digits --out OUT --optimizers ,", "name one or more optimizers"),
         ("evaluate --suite digits --out OUT --tasks nope", "and 149 more"),
         ("evaluate --suite digits --out OUT --tasks sine-lstm2", "no task of the suite digits"),
+        ("evaluate --suite digits --out OUT --tasks digits-*,mnist-*", "mnist-*: no task of the"),
+        ("evaluate --suite digits --out OUT --tasks ,", "--tasks: must be names or patterns"),
         ("evaluate --suite digits --out OUT --lr fast", "must be default, grid or a number"),
         ("evaluate --suite digits --out OUT --lr 0", "lr must be a positive number"),
         ("evaluate --suite digits --out OUT --schedule step", "invalid choice: 'step'"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from hyperadam.optim import (
     RNNprop,
     VariationalHyperAdam,
 )
-from hyperadam.weights import HubAddress, bundled_weights, load_weights, pin
+from hyperadam.weights import RELEASED_DIGEST, HubAddress, bundled_weights, load_weights, pin
 from hyperadam.weights.hub import PREFIX
 
 Build = Callable[[Sequence[Tensor], float, int], torch.optim.Optimizer]
@@ -89,16 +89,45 @@ HAND_DESIGNED: dict[str, Baseline] = {
 }
 """Hand-designed optimizers, with the defaults of their libraries."""
 
-LEARNED: dict[str, tuple[type[LearnedOptimizer], str, bool, dict[str, Any]]] = {
-    "dmoptimizer": (DMoptimizer, "dmoptimizer", False, {}),
-    "rnnprop": (RNNprop, "rnnprop", False, {}),
-    "hyperadam": (HyperAdam, "hyperadam", False, {}),
-    "variational-hyperadam": (VariationalHyperAdam, "default", True, {}),
-    "variational-hyperadam-mean": (VariationalHyperAdam, "default", True, {"sample": False}),
-    "variational-hyperadam-isotropic": (IsotropicNoise, "default", True, {}),
+
+@dataclasses.dataclass(frozen=True)
+class Learned:
+    """A learned optimizer by name.
+
+    Attributes:
+        kind: its class.
+        weights: its own, bundled.
+        draws_noise: whether it has a seed.
+        about: in words, for reports.
+        settings: of the class.
+    """
+
+    kind: type[LearnedOptimizer]
+    weights: str
+    draws_noise: bool
+    about: str
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+_DM = "the LSTM on the gradient of Andrychowicz et al. (NeurIPS 2016)"
+_RNN = "the LSTM on Adam's and RMSprop's directions of Lv et al. (ICML 2017)"
+_HYPER = "HyperAdam (Wang et al., AAAI 2019), which combines Adam-like candidates"
+_VARIATIONAL = "Variational HyperAdam (Wang et al., TPAMI 2022), whose updates are sampled"
+_MEAN = "the same rule, but each update is the mean of its distribution"
+_ISOTROPIC = "the same mean, with noise of one variance for all coordinates"
+
+LEARNED: dict[str, Learned] = {
+    "dmoptimizer": Learned(DMoptimizer, "dmoptimizer", False, _DM),
+    "rnnprop": Learned(RNNprop, "rnnprop", False, _RNN),
+    "hyperadam": Learned(HyperAdam, "hyperadam", False, _HYPER),
+    "variational-hyperadam": Learned(VariationalHyperAdam, "default", True, _VARIATIONAL),
+    "variational-hyperadam-mean": Learned(
+        VariationalHyperAdam, "default", True, _MEAN, {"sample": False}
+    ),
+    "variational-hyperadam-isotropic": Learned(IsotropicNoise, "default", True, _ISOTROPIC),
 }
-"""Learned optimizers: the class, its own weights, whether it draws noise, its settings. The mean
-and the isotropic one are for the question what the predicted variance is worth."""
+"""Learned optimizers. The mean and the isotropic one are for the question what the predicted
+variance is worth."""
 
 RUN_WEIGHTS = "weights.safetensors"
 """What every meta-training run calls its weights."""
@@ -126,18 +155,38 @@ def make_baseline(text: str) -> Baseline:
         raise ConfigError(f"{name} takes no weights; got {text!r}")
     if name not in LEARNED:
         raise ConfigError(unknown_name("optimizer", name, OPTIMIZER_NAMES))
-    kind, own_weights, draws_noise, settings = LEARNED[name]
-    pinned = pin(chosen if at else own_weights)
+    learned = LEARNED[name]
+    pinned = pin(chosen if at else learned.weights)
     weights = load_weights(pinned)
-    if weights.rule.name != kind.rule_name:
+    if weights.rule.name != learned.kind.rule_name:
         raise WeightsError(f"{text}: these are weights of {weights.rule.name}")
 
     def build(params: Sequence[Tensor], lr: float, seed: int) -> torch.optim.Optimizer:
-        make: Callable[..., torch.optim.Optimizer] = partial(kind, weights=weights, **settings)
-        return make(params, lr, seed=seed) if draws_noise else make(params, lr)
+        make: Callable[..., torch.optim.Optimizer] = partial(
+            learned.kind, weights=weights, **learned.settings
+        )
+        return make(params, lr, seed=seed) if learned.draws_noise else make(params, lr)
 
     shown = f"{name}@{_short(chosen)}" if at else name
     return Baseline(shown, f"{name}@{pinned}", weights.lr, build, weights.digest())
+
+
+def describe_learned(name: str, digest: str) -> str:
+    """What a learned optimizer is, in words, for reports.
+
+    Args:
+        name: of a :class:`Baseline`; what is not known is said to be so.
+        digest: of its weights.
+    """
+    rule, _, weights = name.partition("@")
+    if rule not in LEARNED:
+        return "not known here"
+    about = LEARNED[rule].about
+    if digest == RELEASED_DIGEST:
+        return f"{about}, with the weights that the authors released"
+    if not weights or weights in bundled_weights():
+        return f"{about}, with the bundled weights {weights or LEARNED[rule].weights}"
+    return f"{about}, with weights from a file named {weights}"
 
 
 def _short(weights: str) -> str:

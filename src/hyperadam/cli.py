@@ -165,6 +165,14 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
+def _patterns(text: str) -> tuple[str, ...]:
+    """A list with commas that is not empty."""
+    patterns = _names(text)
+    if not patterns:
+        raise argparse.ArgumentTypeError("must be names or patterns, with commas between; got none")
+    return patterns
+
+
 def _lr(text: str) -> str | float:
     if text in ("default", "grid"):
         return text
@@ -196,7 +204,7 @@ def _add_evaluate(commands: argparse._SubParsersAction[_Parser]) -> None:
         help="which optimizers (the hand-designed ones and variational-hyperadam)",
     )
     evaluation.add_argument(
-        "--tasks", type=_names, default=(), metavar="GLOB,...", help="a part of the suite (all)"
+        "--tasks", type=_patterns, default=(), metavar="GLOB,...", help="a part of the suite (all)"
     )
     evaluation.add_argument(
         "--seeds",
@@ -424,6 +432,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 def _report(arguments: argparse.Namespace) -> int:
     paths = write_report(arguments.folder)
+    for remark in paths.remarks:
+        print(remark, file=sys.stderr)
     print(f"page: {paths.html}\nMarkdown: {paths.markdown}")
     return 0
 

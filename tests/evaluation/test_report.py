@@ -18,6 +18,7 @@ from hyperadam.evaluation.document import Code, Document, Paragraph, say, to_htm
 from hyperadam.evaluation.records import read_records
 from hyperadam.evaluation.report import make_report, write_report
 from hyperadam.evaluation.series import make_groups
+from hyperadam.weights import RELEASED_DIGEST
 
 TASK = "mnist-mlp1-sigmoid"
 STEPS = 100
@@ -265,6 +266,9 @@ def test_tuning_runs_are_not_reported(tmp_path):
         report(tmp_path, tuning())
     with pytest.raises(RunError, match="no results in"):
         write_report(tmp_path / "nowhere")
+    (tmp_path / "runs.jsonl").write_text("damaged\n")
+    with pytest.raises(RunError, match="line 1"):
+        write_report(tmp_path)
 
 
 def test_without_adam_there_is_no_common_scale(tmp_path):
@@ -300,6 +304,25 @@ def test_a_run_repeated_counts_once(tmp_path):
     (entry,) = group.entries.values()
     assert entry.score == pytest.approx(0.8)
     assert "Some results could not be read" in to_html(make_report(records, "x", remarks))
+    assert write_report(tmp_path).remarks == tuple(remarks)
+
+
+def test_learned_optimizers_are_described(tmp_path):
+    file = {"weights": "cd34" * 16}
+    page, _ = report(
+        tmp_path,
+        [
+            *small(),
+            run("variational-hyperadam@mine", **file),
+            run("variational-hyperadam@lite", weights=RELEASED_DIGEST),
+            run("variational-swarm", **file),
+        ],
+    )
+    text = re.sub(r"<[^>]+>", "", page)
+    assert "whose updates are sampled, with the bundled weights default; ab12ab12ab12" in text
+    assert "with weights from a file named mine; cd34cd34cd34" in text
+    assert "with the weights that the authors released; af65806b846e" in text
+    assert "variational-swarm: not known here; cd34" in text
 
 
 @pytest.fixture(scope="module")

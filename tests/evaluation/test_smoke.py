@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from hyperadam.baselines import HAND_DESIGNED, LEARNED, OPTIMIZER_NAMES, make_baseline
+from hyperadam.baselines import LEARNED, OPTIMIZER_NAMES, make_baseline
 from hyperadam.evaluation import train
 from hyperadam.tasks import TASKS, ClassificationData, TextData, load_data
 from hyperadam.tasks.catalogue import IMAGES
@@ -37,12 +37,15 @@ ALL = os.environ.get("HYPERADAM_SMOKE") == "all"
 
 def pairs():
     for number, task in enumerate(TASKS):
+        size = TASKS[task].num_params()
+        names = [
+            name
+            for name in OPTIMIZER_NAMES
+            if size <= MOST_PARAMS.get(name, MOST_PARAMS_OF_LEARNED if name in LEARNED else 1e9)
+        ]
         every = ALL or task in KINDS
-        for name in OPTIMIZER_NAMES if every else [OPTIMIZER_NAMES[number % len(HAND_DESIGNED)]]:
-            size = TASKS[task].num_params()
-            most = MOST_PARAMS.get(name, MOST_PARAMS_OF_LEARNED if name in LEARNED else 1e9)
-            if size <= most:
-                yield task, name
+        for name in names if every else [names[number % len(names)]]:
+            yield task, name
 
 
 def made_up(entry, image_dir):

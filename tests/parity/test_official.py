@@ -11,6 +11,7 @@ from hyperadam import VariationalHyperAdam, import_official, load_weights, save_
 from hyperadam.evaluation import train
 from hyperadam.rule import VariationalHyperAdamRule
 from hyperadam.tasks import make_task
+from hyperadam.weights import RELEASED_DIGEST
 from parity.textbook import textbook_step
 
 
@@ -21,6 +22,7 @@ def test_every_number_is_taken_over(official_path, tmp_path):
     assert weights.lr == 1e-3
     assert weights.licence == "GPL-3.0"
     assert weights.rule.num_theta() == 5421
+    assert weights.digest() == RELEASED_DIGEST
     save_weights(weights, tmp_path / "official.safetensors")
     again = load_weights(tmp_path / "official.safetensors")
     assert set(again.theta) == set(raw)

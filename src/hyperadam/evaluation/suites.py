@@ -126,11 +126,12 @@ def tasks_of(suite: Suite, patterns: tuple[str, ...]) -> tuple[str, ...]:
     """
     if not patterns:
         return suite.tasks
-    chosen = {entry.name for entry in match_tasks(patterns)}
-    found = tuple(name for name in suite.tasks if name in chosen)
-    if not found:
-        raise ConfigError(
-            f"{', '.join(patterns)}: no task of the suite {suite.name}, which has "
-            f"{', '.join(suite.tasks)}"
-        )
-    return found
+    chosen: set[str] = set()
+    for pattern in patterns:
+        found = {entry.name for entry in match_tasks([pattern])} & set(suite.tasks)
+        if not found:
+            raise ConfigError(
+                f"{pattern}: no task of the suite {suite.name}, which has {', '.join(suite.tasks)}"
+            )
+        chosen |= found
+    return tuple(name for name in suite.tasks if name in chosen)

@@ -58,8 +58,8 @@ def _cnn(data: str, blocks: int, variant: str) -> TaskEntry:
 
 
 def _lstm(layers: int, variant: str) -> TaskEntry:
-    # The papers write N(0, 0.1) and N(0, 0.01). As standard deviations these give the figures that
-    # are known of the released weights; as variances they would not.
+    # The papers write N(0, 0.1) and N(0, 0.01). As standard deviations these come near the figures
+    # that are known of the released weights; as variances they would not.
     noise = 0.01 if variant else 0.1
     return TaskEntry(
         f"sine-lstm{layers}{variant}",

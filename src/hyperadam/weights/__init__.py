@@ -1,7 +1,7 @@
 """Weights: the only bridge from meta-training to use."""
 
 from hyperadam.weights.hub import HubAddress, pin
-from hyperadam.weights.official import import_official
+from hyperadam.weights.official import RELEASED_DIGEST, import_official
 from hyperadam.weights.publish import push_weights
 from hyperadam.weights.store import (
     Weights,
@@ -12,6 +12,7 @@ from hyperadam.weights.store import (
 )
 
 __all__ = [
+    "RELEASED_DIGEST",
     "HubAddress",
     "Weights",
     "bundled_weights",

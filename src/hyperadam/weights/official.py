@@ -18,6 +18,9 @@ from hyperadam.rule import (
 )
 from hyperadam.weights.store import Weights
 
+RELEASED_DIGEST = "af65806b846e7afb34f668b61caaa6bef8a934596ab7b6e562135e0fc73c8ca1"
+"""Of the Variational HyperAdam weights that the authors released, ``params-epoch-100.pkl``."""
+
 
 def import_official(
     path_or_state_dict: str | Path | Mapping[str, Tensor],
