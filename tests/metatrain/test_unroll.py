@@ -78,14 +78,15 @@ def test_the_loss_after_an_update_may_be_of_other_batches():
     assert fell == pytest.approx(1e-6 * float(gradient.square().sum()), rel=0.01)
 
 
-def test_the_loss_after_an_update_may_be_the_mean_over_batches():
+@pytest.mark.parametrize("objective", ["loss", "log-loss"])
+def test_each_batch_behind_an_update_has_its_objective(objective):
     batches = [torch.full((), 1.0 + step, dtype=F64) for step in range(4)]
     theta, gradients, losses = theta_with_grad(), [], []
     for offsets in ([0], [1], [0, 1]):
         after = [[batches[step + offset] for offset in offsets] for step in range(3)]
         result = unroll(
             RULE, theta, start(), loss, batches[:3], torch.zeros(3, 1, N, dtype=F64),
-            lrs=[0.05] * 3, kl_weight=0.0, meta_batches=after,
+            lrs=[0.05] * 3, kl_weight=0.0, objective=objective, meta_batches=after,
         )  # fmt: skip
         losses.append(result.loss_TB)
         gradients.append(torch.autograd.grad(result.meta_loss, [theta["post_linear.bias"]])[0])

@@ -62,7 +62,7 @@ class MetaTrainConfig:
             of an inner run as much as its beginning.
         meta_batch: what the loss after an update is taken on: ``"same"``, the batch that the update
             was made from, as in the papers; ``"next"``, the one that the next will be made from,
-            which the network has not seen yet; or ``"both"``, the mean of the two.
+            which the network has not seen yet; or ``"both"``, the mean of their objectives.
         kl_weight: λ, the weight of the KL term in the meta-loss.
         meta_lr: learning rate of the meta-optimizer, Adam.
         meta_schedule: ``"constant"``, or ``"cosine"``: it falls to 0 over the whole run.

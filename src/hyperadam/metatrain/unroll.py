@@ -1,6 +1,6 @@
 """One truncated unroll: inner steps, the meta-loss, and what is carried to the next.
 
-Shapes: T inner steps, B inner tasks side by side, N coordinates each.
+Shapes: T inner steps, B inner tasks side by side, N coordinates each, M batches behind each step.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ class Unroll:
     """The result of an unroll of T steps.
 
     Attributes:
-        meta_loss: mean over tasks of the objective, plus ``kl_weight`` times the mean KL term;
-            differentiable by theta.
-        loss_TB: inner losses after each update.
+        meta_loss: mean over tasks and batches of the objective, plus ``kl_weight`` times the mean
+            KL term; differentiable by theta.
+        loss_TB: inner losses after each update, the mean over batches.
         kl_TB: KL term of each step.
         carry: the state after the last step, cut from the graph.
     """
@@ -82,8 +82,9 @@ def unroll(
         lrs: inner learning rates, one a step: for all coordinates, or (N,) for each.
         kl_weight: λ, the weight of the KL term.
         objective: ``"loss"``, a task's mean loss over the steps; ``"log-loss"``, its logarithm.
-        meta_batches: what the loss after each update is taken on: the mean over one or more
-            batches a step; None, as in the papers: the batch that the update was made from.
+        meta_batches: what the loss after each update is taken on, M batches a step, each of which
+            has an objective of its own; None, as in the papers: the batch that the update was
+            made from.
     """
     params_BN = carry.params_BN
     steps = rule.begin(theta, carry.rule_state, len(batches))
@@ -104,13 +105,14 @@ def unroll(
         params_BN = params_BN - lr * update.sample(noise_BN)
         of_step = [loss(params_BN, meta_batch) for meta_batch in step_batches]
         on_batch = step_batches[-1]
-        losses.append(torch.stack(of_step).mean(0))
+        losses.append(torch.stack(of_step))
         kls.append(rule.rule.kl(update))
-    loss_TB, kl_TB = torch.stack(losses), torch.stack(kls)
+    loss_TMB, kl_TB = torch.stack(losses), torch.stack(kls)
+    loss_TB = loss_TMB.mean(1)
     if objective == "loss":
         meta_loss = (loss_TB + kl_weight * kl_TB).mean()
     else:
-        meta_loss = loss_TB.mean(0).log().mean() + kl_weight * kl_TB.mean()
+        meta_loss = loss_TMB.mean(0).log().mean() + kl_weight * kl_TB.mean()
     return Unroll(
         meta_loss=meta_loss,
         loss_TB=loss_TB.detach(),
