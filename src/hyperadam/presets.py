@@ -28,18 +28,20 @@ _STABLE = MetaTrainConfig(
 )
 
 # The bundled weights': many small tasks, none of them reported; runs of all lengths up to 2,000
-# steps, at a constant and at a falling learning rate.
+# steps, at a constant and at falling learning rates; losses on the batch of an update and on the next.
 _BROAD = dataclasses.replace(
     _STABLE,
-    task="mnist8-*,autoregressive-*",
+    task="mnist8-*,mnist28-*,autoregressive-*",
+    rule=dataclasses.replace(_STABLE.rule, fan_in_base=16.0),
     min_random_scaling=0.0,
     min_trajectory_length=100,
     trajectory_length=2000,
     inner_runs=1000,
-    schedule="none,cosine",
+    schedule="inverse-sqrt,none,cosine",
     kl_weight=1e-7,
     meta_schedule="cosine",
     meta_objective="log-loss",
+    meta_batch="both",
 )
 
 
