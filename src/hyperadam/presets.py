@@ -28,7 +28,7 @@ _STABLE = MetaTrainConfig(
 )
 
 # The bundled weights': many small tasks, none of them reported; runs of all lengths up to 2,000
-# steps, at a constant and at falling learning rates; losses on the batch of an update and on the next.
+# steps, at constant and falling learning rates; losses on the batch of an update and on the next.
 _BROAD = dataclasses.replace(
     _STABLE,
     task="mnist8-*,mnist28-*,autoregressive-*",

@@ -19,6 +19,7 @@ def test_the_paper_preset_is_the_papers_recipe():
         "convex_dim": 20,
         "convex_scaling": 1.0,
         "rule": VariationalHyperAdamRule().to_dict(),
+        "init": None,
         "unroll_length": 20,
         "trajectory_length": 100,
         "min_trajectory_length": None,

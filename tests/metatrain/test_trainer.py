@@ -8,7 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from hyperadam.errors import ConfigError
+from hyperadam.errors import ConfigError, WeightsError
 from hyperadam.metatrain import InnerState, MetaTrainConfig, MetaTrainer, unroll
 from hyperadam.metatrain import trainer as trainer_module
 from hyperadam.presets import preset
@@ -21,6 +21,7 @@ from hyperadam.tasks import (
     make_generator,
     make_task,
 )
+from hyperadam.weights import load_weights
 
 F64 = torch.float64
 SMOKE = preset("smoke")
@@ -46,6 +47,30 @@ def test_it_learns():
         trainer.meta_step()
     last = [record.inner_loss for record in trainer.history if record.inner_step == 10]
     assert sum(last[-10:]) < 0.9 * sum(last[:10])
+
+
+def test_it_goes_on_from_weights_that_are_there():
+    config = preset("broad").with_overrides(
+        ["init=default", "task=digits-mlp1-sigmoid", "trajectory_length=100", "inner_runs=1"]
+    )
+    trainer = MetaTrainer(config)
+    assert_same(theta_of(trainer), load_weights("default").theta)
+    record = trainer.meta_step()
+    assert record.applied
+    unchanged = load_weights("default").theta
+    assert not any(torch.equal(unchanged[name], value) for name, value in trainer.theta.items())
+
+
+def test_weights_of_another_rule_can_not_be_gone_on_from():
+    twenty = preset("broad").with_overrides(
+        ["init=lite", "task=digits-mlp1-sigmoid", "rule.fan_in_base=null"]
+    )
+    with pytest.raises(ConfigError, match=r"'lite'.* of another rule: channels is 7, not 20$"):
+        MetaTrainer(twenty)
+    with pytest.raises(ConfigError, match="rule is hyperadam, not variational-hyperadam"):
+        MetaTrainer(preset("digits").with_overrides(["init=hyperadam"]))
+    with pytest.raises(WeightsError, match="did you mean 'lite'"):
+        MetaTrainer(preset("digits").with_overrides(["init=liet"]))
 
 
 def test_runs_are_fresh_and_repeatable():

@@ -24,6 +24,7 @@ from hyperadam.tasks import (
     make_generator,
     make_task,
 )
+from hyperadam.weights import load_weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +69,25 @@ def _existing_device(name: str) -> torch.device:
     return device
 
 
+def _initial_theta(config: MetaTrainConfig) -> dict[str, Tensor]:
+    """What a run begins with.
+
+    Raises:
+        ConfigError, WeightsError: the weights to begin with are of another rule, or can't be read.
+    """
+    if config.init is None:
+        return config.rule.init_theta(make_generator(config.seed, "theta"))
+    weights = load_weights(config.init)
+    if weights.rule != config.rule:
+        begun, asked = weights.rule.to_dict(), config.rule.to_dict()
+        differing = [name for name in begun | asked if begun.get(name) != asked.get(name)]
+        raise ConfigError(
+            f"the weights {config.init!r} are of another rule: "
+            + ", ".join(f"{name} is {begun.get(name)}, not {asked.get(name)}" for name in differing)
+        )
+    return weights.theta
+
+
 class MetaTrainer:
     """Truncated backpropagation through inner runs, one meta-step at a time.
 
@@ -99,7 +119,7 @@ class MetaTrainer:
         self.base_tasks = {name: make_task(name, data_dir) for name in config.task_names}
         self.device = _existing_device(config.device)
         self.rule = differentiable_rule(config.rule, config.backend, self.device)
-        theta = config.rule.init_theta(make_generator(config.seed, "theta"))
+        theta = _initial_theta(config)
         self.theta = {name: value.to(self.device).requires_grad_() for name, value in theta.items()}
         self.meta_optimizer = torch.optim.Adam(
             self.theta.values(), lr=config.meta_lr, weight_decay=config.meta_weight_decay
