@@ -9,6 +9,8 @@ import importlib.util
 import inspect
 import pkgutil
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -36,6 +38,7 @@ PYTHON = [
 
 @pytest.mark.parametrize("block", PYTHON)
 def test_python_examples_run(block, tmp_path, monkeypatch):
+    (tmp_path / "results").symlink_to(REPOSITORY / "results")
     monkeypatch.chdir(tmp_path)
     exec(compile(block, "example", "exec"), {"__name__": "example"})
 
@@ -44,6 +47,17 @@ def test_there_is_an_example_of_ten_lines():
     (first, *_) = code_blocks(REPOSITORY / "README.md", "python")
     assert "hyperadam.VariationalHyperAdam" in first
     assert len(first.strip().splitlines()) <= 14
+
+
+def test_the_figures_are_the_reports():
+    made = subprocess.run(
+        [sys.executable, "scripts/readme-table", "results/paper-100/report.md"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert made.stdout in (REPOSITORY / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
