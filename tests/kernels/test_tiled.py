@@ -119,19 +119,27 @@ PROGRAMS = {
 
 
 @functools.cache
-def errors_of_float32(kernel, program, make_gradient, steps=1000):
-    """Each step's error of the mean beside float64, over the largest number of the mean."""
+def means_of_float64(program, make_gradient, steps=1000):
+    """The mean of each step's update, by the reference in float64."""
     rule, theta = PROGRAMS[program]
     double = {name: value.double() for name, value in theta.items()}
-    stepper = Stepper(make(kernel, rule, theta), rule, [257])
     state = rule.init_state(257, dtype=torch.float64)
-    errors = []
+    means = []
     for step in range(steps):
-        grad = make_gradient(step)
-        stepper.step([grad])
-        update, state = rule.step(double, state, grad.double())
-        scale = update.mean_N.abs().max()
-        errors.append(float((stepper.values("mean") - update.mean_N).abs().max() / scale))
+        update, state = rule.step(double, state, make_gradient(step).double())
+        means.append(update.mean_N)
+    return means
+
+
+@functools.cache
+def errors_of_float32(kernel, program, make_gradient):
+    """Each step's error of the mean beside float64, over the largest number of the mean."""
+    rule, theta = PROGRAMS[program]
+    stepper = Stepper(make(kernel, rule, theta), rule, [257])
+    errors = []
+    for step, mean_N in enumerate(means_of_float64(program, make_gradient)):
+        stepper.step([make_gradient(step)])
+        errors.append(float((stepper.values("mean") - mean_N).abs().max() / mean_N.abs().max()))
     return torch.tensor(errors)
 
 
