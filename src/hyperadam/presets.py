@@ -27,7 +27,7 @@ _STABLE = MetaTrainConfig(
     meta_grad_clip=1.0,
 )
 
-# The bundled weights': many small tasks, none of them reported; runs of all lengths up to 2,000
+# For weights to bundle: many small tasks, none of them reported; runs of all lengths up to 2,000
 # steps, at constant and falling learning rates; losses on the batch of an update and on the next.
 _BROAD = dataclasses.replace(
     _STABLE,

@@ -102,8 +102,9 @@ class MetaTrainer:
         ranks: the processes.
 
     Raises:
-        ConfigError: the device is not there, the backend can't serve, or the inner runs of a
-            meta-step can't be shared equally.
+        ConfigError: the device is not there, the backend can't serve, the inner runs of a
+            meta-step can't be shared equally, or the weights to begin with are of another rule.
+        WeightsError: the weights to begin with can't be read.
     """
 
     def __init__(
