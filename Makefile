@@ -11,7 +11,7 @@ demo: $(VENV)/.installed
 	$(BIN)/hyperadam demo
 
 test: lint
-	$(BIN)/python -m pytest --cov --cov-report=
+	$(BIN)/python -m pytest --numprocesses=logical --dist=worksteal --cov --cov-report=
 	$(BIN)/coverage report
 	for part in rule optim weights; do \
 		$(BIN)/coverage report --fail-under=95 --include="*/$$part/*" >/dev/null || exit 1; \

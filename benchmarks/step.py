@@ -103,7 +103,7 @@ def programs(case: Case, backends: Sequence[str], device: torch.device) -> list[
     def textbook() -> Step:
         (param,) = random_params(case, device)
         theta = {name: value.to(device) for name, value in weights.theta.items()}
-        variant = Variant(rms=rule.column_norm == "rms", bound=rule.candidate_bound)
+        variant = Variant(rule.column_norm == "rms", rule.candidate_bound, rule.moment_decays)
         return TextbookOptimizer(param, theta, weights.lr, variant).step
 
     def adam(*, foreach: bool | None) -> Step:

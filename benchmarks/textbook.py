@@ -25,15 +25,17 @@ class Variant:
     Attributes:
         rms: divide columns by their root mean square, not by their Euclidean norm.
         bound: with a number b, candidates become ``b tanh(a / b)``.
+        decays: of the K fixed moments.
     """
 
     rms: bool = False
     bound: float | None = None
+    decays: tuple[float, ...] = (0.95,)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class State:
-    """What is kept between steps: ``t`` steps taken; (N,) fixed moments; (N, H) all else."""
+    """What is kept between steps: ``t`` steps taken; (N, K) fixed moments; (N, H) all else."""
 
     t: int
     exp_avg: Tensor
@@ -55,7 +57,8 @@ def init(theta: Theta, n: int) -> State:
     """The state before the first step, in theta's dtype and on its device."""
     zeros = theta["post_linear.bias"].detach().new_zeros
     channels = len(theta["post_linear.bias"])
-    fixed = {name: zeros(n) for name in ("exp_avg", "exp_avg_sq")}
+    moments = theta["pre_linear.weight"].shape[1] // 2
+    fixed = {name: zeros(n, moments) for name in ("exp_avg", "exp_avg_sq")}
     names = ("h", "c", "m", "v", "m_corr", "v_corr")
     return State(t=0, **fixed, **{name: zeros(n, channels) for name in names})
 
@@ -71,10 +74,12 @@ def update(
 ) -> tuple[Tensor, Tensor, State]:
     """One step: ``μ`` and ``log σ²`` of the update, both (N,), and the new state."""
     t = s.t + 1
-    exp_avg = 0.95 * s.exp_avg + 0.05 * g
-    exp_avg_sq = 0.95 * s.exp_avg_sq + 0.05 * g**2
-    scale = torch.sqrt(exp_avg_sq / (1 - 0.95**t)) + 1e-8
-    features = torch.stack([g / scale, exp_avg / (1 - 0.95**t) / scale], dim=1)
+    decay = g.new_tensor(variant.decays)
+    exp_avg = decay * s.exp_avg + (1 - decay) * g[:, None]
+    exp_avg_sq = decay * s.exp_avg_sq + (1 - decay) * g[:, None] ** 2
+    corr = 1 - g.new_tensor([d**t for d in variant.decays])
+    scale = torch.sqrt(exp_avg_sq / corr) + 1e-8
+    features = torch.stack([g[:, None] / scale, exp_avg / corr / scale], dim=2).flatten(1)
     x = elu(features @ theta["pre_linear.weight"].T + theta["pre_linear.bias"])
 
     z = torch.cat([u(x, variant.rms), u(s.h, variant.rms)], dim=1)

@@ -30,7 +30,7 @@ from hyperadam.tasks import TASKS
 )
 def test_textbook_is_the_rule(rule):
     theta = random_theta(rule, torch.float64)
-    variant = textbook.Variant(rule.column_norm == "rms", rule.candidate_bound)
+    variant = textbook.Variant(rule.column_norm == "rms", rule.candidate_bound, rule.moment_decays)
     generator = torch.Generator().manual_seed(0)
     ours, plain = rule.init_state(50, dtype=torch.float64), textbook.init(theta, 50)
     for _ in range(5):

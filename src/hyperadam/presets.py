@@ -27,12 +27,19 @@ _STABLE = MetaTrainConfig(
     meta_grad_clip=1.0,
 )
 
+_BROAD_RULE = VariationalHyperAdamRule(
+    column_norm="rms",
+    candidate_bound=5.0,
+    fan_in_base=16.0,
+    moment_decays=(0.5, 0.9, 0.99, 0.999),
+)
+
 # For weights to bundle: many small tasks, none of them reported; runs of all lengths up to 2,000
 # steps, at constant and falling learning rates; losses on the batch of an update and on the next.
 _BROAD = dataclasses.replace(
     _STABLE,
     task="mnist8-*,mnist28-*,autoregressive-*",
-    rule=dataclasses.replace(_STABLE.rule, fan_in_base=16.0),
+    rule=_BROAD_RULE,
     min_random_scaling=0.0,
     min_trajectory_length=100,
     trajectory_length=2000,
@@ -81,8 +88,11 @@ PRESETS: dict[str, MetaTrainConfig] = {
     "digits": MetaTrainConfig(task="digits-mlp1-sigmoid", inner_runs=1000),
     "digits-stable": _STABLE,
     "broad": _BROAD,
-    # 176 bytes of state a parameter in place of 488.
-    "broad-lite": dataclasses.replace(_BROAD, rule=dataclasses.replace(_BROAD.rule, channels=7)),
+    # 192 bytes of state a parameter in place of 512.
+    "broad-lite": dataclasses.replace(
+        _BROAD,
+        rule=dataclasses.replace(_BROAD_RULE, channels=7, moment_decays=(0.5, 0.9, 0.99)),
+    ),
     # Seconds: for tests and for trying out the command.
     "smoke": MetaTrainConfig(
         task="digits-mlp1-sigmoid",

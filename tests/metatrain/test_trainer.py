@@ -63,7 +63,7 @@ def test_it_goes_on_from_weights_that_are_there():
 
 def test_weights_of_another_rule_can_not_be_gone_on_from():
     twenty = preset("broad").with_overrides(
-        ["init=lite", "task=digits-mlp1-sigmoid", "rule.fan_in_base=null"]
+        ["init=lite", "task=digits-mlp1-sigmoid", "rule.moment_decays=[0.5,0.9,0.99]"]
     )
     with pytest.raises(ConfigError, match=r"'lite'.* of another rule: channels is 7, not 20$"):
         MetaTrainer(twenty)
