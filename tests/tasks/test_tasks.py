@@ -435,6 +435,33 @@ def test_small_mnist_has_the_means_of_what_its_pixels_cover(monkeypatch):
     assert abs(float(small.train_images[1050, 1, 0]) - float(expected)) <= 0.5
 
 
+def test_clutter_is_a_digit_in_one_colour_before_others(monkeypatch):
+    """Digits without holes: where one is, its colour, whatever lies behind."""
+    images = torch.full((1100, 28, 28), 255, dtype=torch.uint8)
+    labels = torch.arange(1100) % 10
+    mnist = ClassificationData("mnist", images, labels, images[:3], labels[:3], 255, 10)
+    monkeypatch.setattr(data_module, "_load_images", lambda name, data_dir: mnist)
+    made = []
+    for _ in range(2):
+        load_data.cache_clear()
+        try:
+            made.append(load_data("clutter16"))
+        finally:
+            load_data.cache_clear()
+    data, again = made
+    assert torch.equal(data.train_images, again.train_images)
+    assert data.train_images.shape == (1100, 3, 16, 16)
+    assert data.val_images.shape == (3, 3, 16, 16)
+    assert data.train_images.dtype == torch.uint8
+    assert torch.equal(data.train_labels, labels)
+    middle = data.train_images[:, :, 2:14, 2:14]  # covered by a digit wherever it is
+    assert (middle == middle[:, :, :1, :1]).all()
+    assert len(middle[:, :, 0, 0].unique(dim=0)) > 1000
+    corner = data.train_images[:, :, 0, 0]
+    shown = (corner == middle[:, :, 0, 0]).all(dim=1)
+    assert 0.05 < shown.double().mean() < 0.2  # offsets from 0 to 2 both ways: one of nine
+
+
 def test_no_reported_suite_has_what_is_meta_trained_on():
     practice = {entry.name for entry in practice_entries()}
     reported = {task for suite in SUITES.values() for task in suite.tasks if suite.name != PRACTICE}
@@ -447,8 +474,8 @@ def test_no_reported_suite_has_what_is_meta_trained_on():
 @pytest.mark.parametrize("entry", practice_entries(), ids=lambda entry: entry.name)
 def test_what_is_meta_trained_on_can_be_learned_and_stacked(entry):
     """Under Adam the loss falls; B side by side are each by itself."""
-    side = 28 if entry.data == "mnist" else 8
-    images = torch.randint(256, (256, side, side), generator=make_generator(0)).to(torch.uint8)
+    shape = {"mnist": (28, 28), "mnist8": (8, 8), "clutter16": (3, 16, 16), None: ()}[entry.data]
+    images = torch.randint(256, (256, *shape), generator=make_generator(0)).to(torch.uint8)
     labels = torch.arange(256) % 10
     own = ClassificationData("mnist", images, labels, images[:9], labels[:9], 255, 10)
     task = entry.on(None if entry.data is None else own)

@@ -14,7 +14,7 @@ from torch import nn
 from hyperadam.errors import ConfigError, unknown_name
 from hyperadam.tasks.base import Task
 from hyperadam.tasks.convnet import HIDDEN, ConvNet
-from hyperadam.tasks.data import SMALL_MNIST, SMALL_SIZE, Data
+from hyperadam.tasks.data import CLUTTER, CLUTTER_SIZE, SMALL_MNIST, SMALL_SIZE, Data
 from hyperadam.tasks.entry import TaskEntry, image_examples, module_network
 from hyperadam.tasks.examples import SineExamples
 from hyperadam.tasks.image_folder import ImageFolder, ImageFolderExamples
@@ -36,6 +36,7 @@ IMAGES = {
     "digits": (1, 8, 10),
     "mnist": (1, 28, 10),
     SMALL_MNIST: (1, SMALL_SIZE, 10),
+    CLUTTER: (3, CLUTTER_SIZE, 10),
     "cifar10": (3, 32, 10),
     "cifar100": (3, 32, 100),
 }

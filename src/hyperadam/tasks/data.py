@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hyperadam.errors import DataError, MissingDependencyError, unknown_name
+from hyperadam.tasks.base import make_generator
 from hyperadam.tasks.image_folder import ImageFolder, load_image_folder
 from hyperadam.tasks.text import SHAKESPEARE, TextData, load_pydoc, load_shakespeare
 
@@ -68,6 +69,8 @@ SOURCES = {
 
 SMALL_MNIST = "mnist8"
 SMALL_SIZE = 8
+CLUTTER = "clutter16"
+CLUTTER_SIZE = 16
 
 DATA_SETS = {
     "digits": "comes with scikit-learn",
@@ -76,6 +79,7 @@ DATA_SETS = {
         for name, source in SOURCES.items()
     },
     SMALL_MNIST: "mnist-{train,test}.parquet, or the hub's ylecun/mnist",
+    CLUTTER: "mnist-{train,test}.parquet, or the hub's ylecun/mnist",
     "imagenet": "imagenet/{train,val}/CLASS/*.JPEG",
     "pydoc": "comes with Python",
     "shakespeare": f"shakespeare.txt, or the hub's {SHAKESPEARE}",
@@ -103,6 +107,8 @@ def load_data(name: str, data_dir: Path | None = None) -> Data:
         return _load_images(name, data_dir)
     if name == SMALL_MNIST:
         return _load_small_mnist(data_dir)
+    if name == CLUTTER:
+        return _load_clutter(data_dir)
     if name == "imagenet":
         return _load_imagenet(data_dir)
     if name == "pydoc":
@@ -145,20 +151,67 @@ def _load_small_mnist(data_dir: Path | None) -> ClassificationData:
     """MNIST in 8x8 pixels, each the mean of those that it covers."""
     whole = load_data("mnist", data_dir)
     assert isinstance(whole, ClassificationData)
-
-    def shrunk(images: Tensor) -> Tensor:
-        means = [
-            F.interpolate(some.unsqueeze(1).float(), size=SMALL_SIZE, mode="area")
-            for some in images.split(1000)
-        ]
-        return torch.cat(means).squeeze(1).round().to(torch.uint8)
-
     return dataclasses.replace(
         whole,
         name=SMALL_MNIST,
-        train_images=shrunk(whole.train_images),
-        val_images=shrunk(whole.val_images),
+        train_images=_shrunk(whole.train_images, SMALL_SIZE),
+        val_images=_shrunk(whole.val_images, SMALL_SIZE),
     )
+
+
+def _shrunk(images: Tensor, size: int) -> Tensor:
+    """Grey images with so many pixels a side."""
+    means = [
+        F.interpolate(some.unsqueeze(1).float(), size=size, mode="area")
+        for some in images.split(1000)
+    ]
+    return torch.cat(means).squeeze(1).round().to(torch.uint8)
+
+
+def _load_clutter(data_dir: Path | None) -> ClassificationData:
+    """MNIST's digits in colours before pieces of other digits in colours: 3 channels, 16x16 pixels.
+
+    Far harder than MNIST itself, as photographs are: what is there besides the digit, and all
+    colours, say nothing of the label. After the cluttered MNIST of Mnih et al., "Recurrent models
+    of visual attention", NeurIPS 2014, section 4.
+    """
+    whole = load_data("mnist", data_dir)
+    assert isinstance(whole, ClassificationData)
+    return dataclasses.replace(
+        whole,
+        name=CLUTTER,
+        train_images=_cluttered(whole.train_images, make_generator(0, CLUTTER, "train")),
+        val_images=_cluttered(whole.val_images, make_generator(0, CLUTTER, "val")),
+    )
+
+
+CLUTTER_PIECES = 2
+
+
+def _cluttered(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Each digit, 14x14 pixels, at a random place over a ground, pieces of others behind it."""
+    digits = _shrunk(images, CLUTTER_SIZE - 2)
+    count = len(digits)
+
+    def colours(low: float, high: float) -> Tensor:
+        drawn = low + (high - low) * torch.rand(count, 3, 1, 1, generator=generator)
+        return drawn.expand(count, 3, CLUTTER_SIZE, CLUTTER_SIZE)
+
+    def placed(shapes: Tensor, low: int, high: int) -> Tensor:
+        """At offsets from low to high, what is outside cut off: (count, 1, 16, 16), from 0 to 1."""
+        margin = CLUTTER_SIZE
+        padded = F.pad(shapes, (margin,) * 4)
+        top, left = margin - torch.randint(low, high + 1, (2, count, 1), generator=generator)
+        across = torch.arange(CLUTTER_SIZE)
+        rows, columns = (top + across)[:, :, None], (left + across)[:, None, :]
+        return padded[torch.arange(count)[:, None, None], rows, columns].unsqueeze(1) / 255
+
+    scene = colours(0, 0.6)
+    for _ in range(CLUTTER_PIECES):
+        others = digits[torch.randint(count, (count,), generator=generator)]
+        scene = torch.lerp(scene, colours(0, 0.6), placed(others, -10, 12))
+    scene = torch.lerp(scene, colours(0.3, 1), placed(digits, 0, 2))
+    return (scene * 255).round().to(torch.uint8)
 
 
 def _load_images(name: str, data_dir: Path | None) -> ClassificationData:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from hyperadam.tasks.data import SMALL_MNIST, SMALL_SIZE
+from hyperadam.tasks.data import CLUTTER, CLUTTER_SIZE, SMALL_MNIST, SMALL_SIZE
 from hyperadam.tasks.entry import TaskEntry, image_examples, module_network
 from hyperadam.tasks.examples import AutoregressiveExamples
 from hyperadam.tasks.networks import ACTIVATIONS, LSTM, MLP
@@ -23,16 +23,20 @@ class Images(NamedTuple):
         name: in the tasks' names.
         data: of :data:`hyperadam.tasks.DATA_SETS`.
         size: pixels a side.
+        channels: 3 where they have colours.
     """
 
     name: str
     data: str
     size: int
+    channels: int = 1
 
 
 SMALL = Images(SMALL_MNIST, SMALL_MNIST, SMALL_SIZE)
 WHOLE = Images("mnist28", "mnist", 28)
 """As many inputs as the reported networks on MNIST have."""
+COLOURED = Images(CLUTTER, CLUTTER, CLUTTER_SIZE, channels=3)
+"""Hard ones: a network is far from fitting them after some hundred steps."""
 
 
 class RowAttention(nn.Module):
@@ -61,7 +65,7 @@ class RowAttention(nn.Module):
 
 
 def _mlp(images: Images, depth: int, width: int, activation: str) -> TaskEntry:
-    network = MLP((images.size**2, *[width] * depth, CLASSES), activation)
+    network = MLP((images.channels * images.size**2, *[width] * depth, CLASSES), activation)
     return TaskEntry(
         f"{images.name}-mlp{depth}x{width}-{activation}",
         images.data,
@@ -90,7 +94,7 @@ def _normalised_mlp(depth: int, width: int, batch_size: int) -> TaskEntry:
 def _cnn(images: Images, channels: tuple[int, ...], variant: str, batch_size: int) -> TaskEntry:
     def build() -> nn.Module:
         layers: list[nn.Module] = []
-        fan_in = 1
+        fan_in = images.channels
         for fan_out in channels:
             layers.append(nn.Conv2d(fan_in, fan_out, 3, padding=1))
             if variant == "-bn":
@@ -167,6 +171,7 @@ def practice_entries() -> list[TaskEntry]:
                 (SMALL, 8, 16),
                 (WHOLE, 1, 24),
                 (WHOLE, 3, 16),
+                (WHOLE, 7, 16),
             )
             for activation in ACTIVATIONS
         ),
@@ -177,6 +182,8 @@ def practice_entries() -> list[TaskEntry]:
                 (SMALL, (8,), 128),
                 (SMALL, (8, 16), 32),
                 (WHOLE, (6,), 64),
+                (COLOURED, (8,), 128),
+                (COLOURED, (8, 16), 64),
             )
             for variant in ("", "-bn")
         ),
