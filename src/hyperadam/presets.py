@@ -48,7 +48,7 @@ _BROAD = dataclasses.replace(
     kl_weight=1e-7,
     meta_schedule="cosine",
     meta_objective="log-loss",
-    meta_batch="both",
+    next_batch_weight=0.5,
 )
 
 

@@ -241,18 +241,20 @@ def test_the_fan_in_reaches_the_inner_run():
 
 def test_the_meta_loss_may_be_of_the_batch_to_come(monkeypatch):
     """Also behind an unroll's last step, where it is the first of the next unroll."""
-    seen = []
+    seen, weights = [], []
 
     def spy(*arguments, **settings):
         seen.append((arguments[4], settings["meta_batches"]))
+        weights.append(settings["batch_weights"])
         return unroll(*arguments, **settings)
 
     monkeypatch.setattr(trainer_module, "unroll", spy)
     losses = []
-    for choice in ("same", "next", "both"):
-        trainer = MetaTrainer(SMOKE.with_overrides([f"meta_batch={choice}"]))
+    for weight in (0, 1, 0.75):
+        trainer = MetaTrainer(SMOKE.with_overrides([f"next_batch_weight={weight}"]))
         losses.append([trainer.meta_step().inner_loss for _ in range(2)])
     assert losses[0] != losses[1]
+    assert weights == [[1], [1], [1], [1], [0.25, 0.75], [0.25, 0.75]]
     (batches, after), _, (first, ahead), (second, _), (_, of_both), _ = seen
     assert all(only is batch for batch, (only,) in zip(batches, after, strict=True))
     to_come = [*first[1:], second[0]]
@@ -261,8 +263,6 @@ def test_the_meta_loss_may_be_of_the_batch_to_come(monkeypatch):
         assert all(map(torch.equal, tree_leaves(next_one), tree_leaves(one)))
         pairs = zip(tree_leaves(one), tree_leaves(other), strict=True)
         assert all(torch.equal(mine, theirs) for mine, theirs in pairs)
-    with pytest.raises(ConfigError, match="unknown meta_batch 'last'"):
-        SMOKE.with_overrides(["meta_batch=last"])
 
 
 def test_varied_runs_resume_with_the_same_bits():

@@ -82,16 +82,17 @@ def test_the_loss_after_an_update_may_be_of_other_batches():
 def test_each_batch_behind_an_update_has_its_objective(objective):
     batches = [torch.full((), 1.0 + step, dtype=F64) for step in range(4)]
     theta, gradients, losses = theta_with_grad(), [], []
-    for offsets in ([0], [1], [0, 1]):
+    for offsets, weights in (([0], [1]), ([1], [1]), ([0, 1], [0.25, 0.75])):
         after = [[batches[step + offset] for offset in offsets] for step in range(3)]
         result = unroll(
             RULE, theta, start(), loss, batches[:3], torch.zeros(3, 1, N, dtype=F64),
             lrs=[0.05] * 3, kl_weight=0.0, objective=objective, meta_batches=after,
+            batch_weights=weights,
         )  # fmt: skip
         losses.append(result.loss_TB)
         gradients.append(torch.autograd.grad(result.meta_loss, [theta["post_linear.bias"]])[0])
-    torch.testing.assert_close(losses[2], (losses[0] + losses[1]) / 2)
-    torch.testing.assert_close(gradients[2], (gradients[0] + gradients[1]) / 2)
+    torch.testing.assert_close(losses[2], losses[0] / 4 + 3 * losses[1] / 4)
+    torch.testing.assert_close(gradients[2], gradients[0] / 4 + 3 * gradients[1] / 4)
     assert not torch.allclose(gradients[0], gradients[1])
 
 

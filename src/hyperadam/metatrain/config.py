@@ -23,7 +23,6 @@ from hyperadam.weights import rule_from_dict
 MAX_CONVEX_DIM = 1_000_000
 META_SCHEDULES = ("constant", "cosine")
 META_OBJECTIVES = ("loss", "log-loss")
-META_BATCHES = ("same", "next", "both")
 
 
 def _draw(seed: int, *purpose: str | int) -> float:
@@ -62,9 +61,9 @@ class MetaTrainConfig:
         meta_objective: of an unroll: ``"loss"``, the mean inner loss; or ``"log-loss"``, its
             logarithm, so that all tasks count alike, whatever the size of their losses, and the end
             of an inner run as much as its beginning.
-        meta_batch: what the loss after an update is taken on: ``"same"``, the batch that the update
-            was made from, as in the papers; ``"next"``, the one that the next will be made from,
-            which the network has not seen yet; or ``"both"``, the mean of their objectives.
+        next_batch_weight: w, from 0 to 1. The objective is taken of the loss after an update on the
+            batch that it was made from, as in the papers, with a weight of 1 - w, and on the batch
+            that the next will be made from, which the network has not seen yet, with a weight of w.
         kl_weight: λ, the weight of the KL term in the meta-loss.
         meta_lr: learning rate of the meta-optimizer, Adam.
         meta_schedule: ``"constant"``, or ``"cosine"``: it falls to 0 over the whole run.
@@ -92,7 +91,7 @@ class MetaTrainConfig:
     lr: float = 1e-3
     schedule: str = "none"
     meta_objective: str = "loss"
-    meta_batch: str = "same"
+    next_batch_weight: float = 0.0
     kl_weight: float = 1e-4
     meta_lr: float = 1e-4
     meta_schedule: str = "constant"
@@ -125,7 +124,6 @@ class MetaTrainConfig:
         for name, values, known in (
             ("meta_schedule", [self.meta_schedule], META_SCHEDULES),
             ("meta_objective", [self.meta_objective], META_OBJECTIVES),
-            ("meta_batch", [self.meta_batch], META_BATCHES),
             ("schedule", self.schedules, SCHEDULES),
         ):
             for value in values:
@@ -146,6 +144,8 @@ class MetaTrainConfig:
         for name in ("random_scaling", "convex_scaling", "kl_weight", "meta_weight_decay"):
             value = getattr(self, name)
             self._require(name, math.isfinite(value) and value >= 0, "a number at or above 0")
+        good_weight = 0 <= self.next_batch_weight <= 1
+        self._require("next_batch_weight", good_weight, "from 0 to 1")
         good_dim = 0 <= self.convex_dim <= MAX_CONVEX_DIM
         self._require("convex_dim", good_dim, f"at least 0 and at most {MAX_CONVEX_DIM}")
         clip = self.meta_grad_clip

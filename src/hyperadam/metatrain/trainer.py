@@ -171,8 +171,9 @@ class MetaTrainer:
         config = self.config
         start = self.unroll_in_run * config.unroll_length
         steps = range(start, start + config.unroll_length)
-        ahead = {"same": [0], "next": [1], "both": [0, 1]}[config.meta_batch]
-        batches = [self.group.batch(step) for step in range(steps.start, steps.stop + ahead[-1])]
+        weight = config.next_batch_weight
+        ahead = {offset: own for offset, own in ((0, 1 - weight), (1, weight)) if own > 0}
+        batches = [self.group.batch(step) for step in range(steps.start, steps.stop + max(ahead))]
         result = unroll(
             self.rule,
             self.theta,
@@ -186,6 +187,7 @@ class MetaTrainer:
             meta_batches=[
                 [batches[number + offset] for offset in ahead] for number in range(len(steps))
             ],
+            batch_weights=list(ahead.values()),
         )
         self.meta_optimizer.zero_grad()
         result.meta_loss.backward()

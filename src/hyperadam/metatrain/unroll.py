@@ -38,9 +38,9 @@ class Unroll:
     """The result of an unroll of T steps.
 
     Attributes:
-        meta_loss: mean over tasks and batches of the objective, plus ``kl_weight`` times the mean
-            KL term; differentiable by theta.
-        loss_TB: inner losses after each update, the mean over batches.
+        meta_loss: mean over tasks, and weighted mean over batches, of the objective, plus
+            ``kl_weight`` times the mean KL term; differentiable by theta.
+        loss_TB: inner losses after each update, the weighted mean over batches.
         kl_TB: KL term of each step.
         carry: the state after the last step, cut from the graph.
     """
@@ -63,6 +63,7 @@ def unroll(
     kl_weight: float,
     objective: str = "loss",
     meta_batches: Sequence[Sequence[Batch]] | None = None,
+    batch_weights: Sequence[float] = (1.0,),
 ) -> Unroll:
     """Train B networks for ``len(batches)`` inner steps, as a function of theta.
 
@@ -85,6 +86,7 @@ def unroll(
         meta_batches: what the loss after each update is taken on, M batches a step, each of which
             has an objective of its own; None, as in the papers: the batch that the update was
             made from.
+        batch_weights: what the objective on each of the M counts; their sum is 1.
     """
     params_BN = carry.params_BN
     steps = rule.begin(theta, carry.rule_state, len(batches))
@@ -108,11 +110,12 @@ def unroll(
         losses.append(torch.stack(of_step))
         kls.append(rule.rule.kl(update))
     loss_TMB, kl_TB = torch.stack(losses), torch.stack(kls)
-    loss_TB = loss_TMB.mean(1)
+    weight_M1 = loss_TMB.new_tensor(batch_weights).unsqueeze(1)
+    loss_TB = (weight_M1 * loss_TMB).sum(1)
     if objective == "loss":
         meta_loss = (loss_TB + kl_weight * kl_TB).mean()
     else:
-        meta_loss = loss_TMB.mean(0).log().mean() + kl_weight * kl_TB.mean()
+        meta_loss = (weight_M1 * loss_TMB.mean(0).log()).sum(0).mean() + kl_weight * kl_TB.mean()
     return Unroll(
         meta_loss=meta_loss,
         loss_TB=loss_TB.detach(),
