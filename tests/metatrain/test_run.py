@@ -30,7 +30,7 @@ LABEL = RunLabel("smoke", "Apache-2.0", source_version())
 
 def checkpoint(folder):
     path = folder / "checkpoint.safetensors"
-    return read(path, format_="hyperadam-checkpoint", version=1, error=RunError)[0]
+    return read(path, format_="hyperadam-checkpoint", version=2, error=RunError)[0]
 
 
 def assert_same_run(one, two):

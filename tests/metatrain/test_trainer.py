@@ -9,8 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from hyperadam.errors import ConfigError, WeightsError
-from hyperadam.metatrain import InnerState, MetaTrainConfig, MetaTrainer, unroll
-from hyperadam.metatrain import trainer as trainer_module
+from hyperadam.metatrain import InnerState, MetaTrainConfig, MetaTrainer, inner_runs, unroll
 from hyperadam.presets import preset
 from hyperadam.rule import standard_normal
 from hyperadam.tasks import (
@@ -75,17 +74,21 @@ def test_weights_of_another_rule_can_not_be_gone_on_from():
 
 def test_runs_are_fresh_and_repeatable():
     one, two = MetaTrainer(SMOKE), MetaTrainer(SMOKE)
-    first = one.carry.params_BN.clone()
+    first = one.in_flight[0].carry.params_BN.clone()
     while not one.finished:
         assert one.meta_step() == two.meta_step()
     assert_same(theta_of(one), theta_of(two))
     assert [record.run for record in one.history] == [n // 2 for n in range(20)]
     assert [record.inner_step for record in one.history[:4]] == [5, 10, 5, 10]
-    last, fresh = (trainer.group.tasks[0].tasks[0] for trainer in (one, MetaTrainer(SMOKE)))
-    assert not torch.equal(last.scales["linear1.bias"], fresh.scales["linear1.bias"])
-    assert torch.equal(first, MetaTrainer(SMOKE).carry.params_BN)
+    fresh = MetaTrainer(SMOKE)
+    assert torch.equal(first, fresh.in_flight[0].carry.params_BN)
+    own_scales = fresh.in_flight[0].group.tasks[0].tasks[0].scales["linear1.bias"]
+    for _ in range(2):
+        fresh.meta_step()
+    next_scales = fresh.in_flight[0].group.tasks[0].tasks[0].scales["linear1.bias"]
+    assert not torch.equal(own_scales, next_scales)
     other = MetaTrainer(dataclasses.replace(SMOKE, seed=1))
-    assert not torch.equal(first, other.carry.params_BN)
+    assert not torch.equal(first, other.in_flight[0].carry.params_BN)
 
 
 def recipe_written_out(config, meta_steps):
@@ -168,7 +171,7 @@ def test_inner_runs_draw_task_length_and_scaling():
     trainer = MetaTrainer(VARIED)
     seen = {}
     while not trainer.finished:
-        size = trainer.carry.params_BN.shape[1]
+        size = trainer.in_flight[0].carry.params_BN.shape[1]
         record = trainer.meta_step()
         lr = trainer.meta_optimizer.param_groups[0]["lr"]
         seen.setdefault(record.run, []).append((size, lr))
@@ -214,11 +217,12 @@ def test_a_learning_rate_that_falls_reaches_the_inner_run():
     """The steps of a run under ``cosine`` are those of a constant one, times its factor."""
     config = SMOKE.with_overrides(["kl_weight=0", "schedule=cosine", "rule.var_block=false"])
     falling, constant = MetaTrainer(config), MetaTrainer(config.with_overrides(["schedule=none"]))
-    start = constant.carry.params_BN
-    torch.testing.assert_close(falling.carry.params_BN, start)
+    of_both = [trainer.in_flight[0] for trainer in (falling, constant)]
+    start = of_both[1].carry.params_BN
+    torch.testing.assert_close(of_both[0].carry.params_BN, start)
     falling.meta_step()
     constant.meta_step()
-    moved = [(t.carry.params_BN - start).abs().mean() for t in (falling, constant)]
+    moved = [(runs.carry.params_BN - start).abs().mean() for runs in of_both]
     assert 0.5 < float(moved[0] / moved[1]) < 0.97
 
 
@@ -228,10 +232,10 @@ def test_the_fan_in_reaches_the_inner_run():
         ["unroll_length=1", "random_scaling=0", "convex_dim=0", "rule.var_block=false"]
     )
     scaled, plain = MetaTrainer(config.with_overrides(["rule.fan_in_base=16"])), MetaTrainer(config)
-    start = plain.carry.params_BN.clone()
+    start = plain.in_flight[0].carry.params_BN.clone()
     for trainer in (scaled, plain):
         trainer.meta_step()
-    steps = [trainer.carry.params_BN - start for trainer in (scaled, plain)]
+    steps = [trainer.in_flight[0].carry.params_BN - start for trainer in (scaled, plain)]
     sizes = [20 * 64, 20, 10 * 20, 10]
     for own, whole, factor in zip(
         steps[0].split(sizes, 1), steps[1].split(sizes, 1), (0.5, 1, 0.8**0.5, 1), strict=True
@@ -248,7 +252,7 @@ def test_the_meta_loss_may_be_of_the_batch_to_come(monkeypatch):
         weights.append(settings["batch_weights"])
         return unroll(*arguments, **settings)
 
-    monkeypatch.setattr(trainer_module, "unroll", spy)
+    monkeypatch.setattr(inner_runs, "unroll", spy)
     losses = []
     for weight in (0, 1, 0.75):
         trainer = MetaTrainer(SMOKE.with_overrides([f"next_batch_weight={weight}"]))
@@ -313,22 +317,18 @@ def test_the_meta_gradient_of_many_is_the_mean_of_each():
     theta = {name: value.detach().double() for name, value in four.theta.items()}
     theta = {name: value.requires_grad_() for name, value in theta.items()}
 
-    def meta_gradient(trainer):
-        params = trainer.carry.params_BN.double()
+    def meta_gradient(runs):
+        params = runs.carry.params_BN.double()
         result = unroll(
-            trainer.rule, theta, InnerState(params, trainer.rule.init_state(*params.shape, F64)),
-            trainer.group.loss, [trainer.group.batch(step) for step in range(5)],
-            trainer._noise(range(5)).double(), lrs=[SMOKE.lr] * 5, kl_weight=SMOKE.kl_weight,
+            runs.rule, theta, InnerState(params, runs.rule.init_state(*params.shape, F64)),
+            runs.group.loss, [runs.group.batch(step) for step in range(5)],
+            runs.noise().double(), lrs=[SMOKE.lr] * 5, kl_weight=SMOKE.kl_weight,
         )  # fmt: skip
         return result.loss_TB, torch.autograd.grad(result.meta_loss, list(theta.values()))
 
-    losses, grads = meta_gradient(four)
-    singles = []
-    for run in range(4):
-        single = MetaTrainer(SMOKE)
-        single.run = run
-        single._begin_runs(single.run)
-        singles.append(meta_gradient(single))
+    losses, grads = meta_gradient(four.in_flight[0])
+    in_flight = MetaTrainer(SMOKE.with_overrides(["interleaved_runs=4"])).in_flight
+    singles = [meta_gradient(runs) for runs in in_flight]
     alone = torch.cat([loss_T1 for loss_T1, _ in singles], dim=1)
     torch.testing.assert_close(losses, alone, rtol=1e-10, atol=0)
     for grad, *each in zip(grads, *[own for _, own in singles], strict=True):
@@ -338,7 +338,8 @@ def test_the_meta_gradient_of_many_is_the_mean_of_each():
 def test_many_tasks_a_step():
     trainer = MetaTrainer(SMOKE.with_overrides(["tasks_per_step=5"]))
     alone = MetaTrainer(SMOKE)
-    torch.testing.assert_close(trainer.carry.params_BN[:1], alone.carry.params_BN)
+    of_both = [each.in_flight[0].carry.params_BN for each in (trainer, alone)]
+    torch.testing.assert_close(of_both[0][:1], of_both[1])
     while not trainer.finished:
         assert trainer.meta_step().applied
     assert [record.run for record in trainer.history] == [0, 0, 5, 5]
@@ -346,23 +347,41 @@ def test_many_tasks_a_step():
     assert len(trainer.history) == trainer.config.total_meta_steps
 
 
-def test_checkpoints_from_before_there_were_many_tasks():
-    trainer = MetaTrainer(SMOKE)
-    trainer.meta_step()
-    old = {
-        name: value[0] if name.startswith("inner.") and value.ndim else value
-        for name, value in trainer.state().items()
-    }
-    resumed = MetaTrainer(SMOKE)
-    resumed.load_state(old)
-    assert resumed.meta_step() == trainer.meta_step()
+def test_inner_runs_take_turns():
+    """With three in flight, each has an unroll in turn; one that ends makes room for the next."""
+    trainer = MetaTrainer(SMOKE.with_overrides(["interleaved_runs=3", "inner_runs=5"]))
+    while not trainer.finished:
+        trainer.meta_step()
+    order = [(0, 5), (1, 5), (2, 5), (0, 10), (1, 10), (2, 10), (3, 5), (4, 5), (3, 10), (4, 10)]
+    assert [(record.run, record.inner_step) for record in trainer.history] == order
+    assert len(trainer.history) == trainer.config.total_meta_steps
+
+
+def test_a_turn_goes_on_where_its_run_was():
+    """A run's trajectory depends on theta and itself alone, whatever comes between its unrolls."""
+    still = ["meta_lr=1e-30", "meta_weight_decay=0"]
+    losses = []
+    for turns in (1, 4):
+        trainer = MetaTrainer(SMOKE.with_overrides([*still, f"interleaved_runs={turns}"]))
+        while not trainer.finished:
+            trainer.meta_step()
+        losses.append(
+            {(record.run, record.inner_step): record.meta_loss for record in trainer.history}
+        )
+    assert len(losses[0]) == 20
+    assert losses[0] == losses[1]
 
 
 @pytest.mark.parametrize(
-    ("tasks", "at"), [*[(1, at) for at in (0, 1, 2, 7, 19, 20)], (2, 1), (5, 2), (2, 10)]
+    ("tasks", "turns", "at"),
+    [
+        *[(1, 1, at) for at in (0, 1, 2, 7, 19, 20)],
+        *[(1, 3, at) for at in (0, 1, 2, 7, 19, 20)],
+        *[(2, 1, 1), (5, 1, 2), (2, 1, 10), (2, 2, 5), (1, 40, 9)],
+    ],
 )
-def test_state_is_everything(tasks, at):
-    config = SMOKE.with_overrides([f"tasks_per_step={tasks}"])
+def test_state_is_everything(tasks, turns, at):
+    config = SMOKE.with_overrides([f"tasks_per_step={tasks}", f"interleaved_runs={turns}"])
     undisturbed = MetaTrainer(config)
     for _ in range(at):
         undisturbed.meta_step()
@@ -401,9 +420,10 @@ def test_clipping():
 @pytest.mark.parametrize("tasks", [1, 2])
 def test_a_meta_gradient_that_is_not_finite_is_left_out(tasks):
     trainer = MetaTrainer(SMOKE.with_overrides([f"tasks_per_step={tasks}"]))
-    params_BN = trainer.carry.params_BN.clone()
+    (runs,) = trainer.in_flight
+    params_BN = runs.carry.params_BN.clone()
     params_BN[-1] = torch.nan
-    trainer.carry = dataclasses.replace(trainer.carry, params_BN=params_BN)
+    runs.carry = dataclasses.replace(runs.carry, params_BN=params_BN)
     before = theta_of(trainer)
     record = trainer.meta_step()
     assert not record.applied
@@ -430,7 +450,7 @@ def test_inner_tasks(overrides, kinds, tasks):
         return "scaled" if isinstance(task, RandomScaling) else type(task).__name__
 
     trainer = MetaTrainer(SMOKE.with_overrides([*overrides, f"tasks_per_step={tasks}"]))
-    assert kind(trainer.group.tasks[0]) == kinds
+    assert kind(trainer.in_flight[0].group.tasks[0]) == kinds
     assert trainer.meta_step().applied
 
 
@@ -466,12 +486,13 @@ def test_all_of_an_unroll_is_on_the_device(monkeypatch, tasks, rule):
     monkeypatch.setattr("hyperadam.metatrain.trainer._existing_device", lambda name: meta)
     config = SMOKE.with_overrides(["device=cuda", f"tasks_per_step={tasks}", f"rule={rule}"])
     trainer = MetaTrainer(config)
-    steps = range(config.unroll_length)
-    batches = [trainer.group.batch(step) for step in steps]
-    noise_TBN = trainer._noise(steps)
+    (runs,) = trainer.in_flight
+    steps = runs.steps
+    batches = [runs.group.batch(step) for step in steps]
+    noise_TBN = runs.noise()
     with OnlyOn(meta):
         result = unroll(
-            trainer.rule, trainer.theta, trainer.carry, trainer.group.loss, batches, noise_TBN,
+            trainer.rule, trainer.theta, runs.carry, runs.group.loss, batches, noise_TBN,
             lrs=[config.lr] * len(steps), kl_weight=config.kl_weight,
         )  # fmt: skip
         result.meta_loss.backward()
@@ -480,7 +501,7 @@ def test_all_of_an_unroll_is_on_the_device(monkeypatch, tasks, rule):
     assert grads
     assert {value.device for value in [*grads, *state]} == {meta}
     with pytest.raises(AssertionError), OnlyOn(meta):
-        trainer.group.loss(torch.zeros(trainer.carry.params_BN.shape), batches[0])
+        runs.group.loss(torch.zeros(runs.carry.params_BN.shape), batches[0])
 
 
 def test_a_device_that_is_not_there():

@@ -239,7 +239,7 @@ def test_damaged_checkpoints(folder, trainer, checkpoint, data):
 def test_forged_checkpoints(folder, trainer, checkpoint, data):
     """What is accepted can be gone on from."""
     path = folder / "good-checkpoint.safetensors"
-    tensors, _ = tensor_file.read(path, format_=CHECKPOINT, version=1, error=RunError)
+    tensors, _ = tensor_file.read(path, format_=CHECKPOINT, version=2, error=RunError)
     path = folder / "checkpoint.safetensors"
     config = data.draw(st.just(json.dumps(SMOKE.to_dict())) | changed_json(SMOKE.to_dict()))
     tensor_file.write(
@@ -247,7 +247,7 @@ def test_forged_checkpoints(folder, trainer, checkpoint, data):
         data.draw(forged_tensors(tensors)),
         {"config": config},
         format_=CHECKPOINT,
-        version=1,
+        version=2,
     )
     mine = MetaTrainer(SMOKE)
     try:
@@ -273,24 +273,28 @@ def with_other(name, value):
     [
         without("position"),
         without("meta_optimizer.exp_avg.lstm1.bias"),
-        with_other("position", torch.tensor([-1, 0])),
-        with_other("position", torch.tensor([0, 2**40])),
+        without("next_run"),
+        with_other("next_run", torch.tensor(-1)),
+        with_other("position", torch.tensor([0, 0])),
+        with_other("position", torch.tensor([[0, 0], [1, 0]])),
+        with_other("position", torch.tensor([[-1, 0]])),
+        with_other("position", torch.tensor([[0, 2**40]])),
         with_other("history", torch.zeros(2, 3, dtype=torch.float64)),
         with_other("meta_optimizer.step.lstm1.bias", torch.tensor(-1.0)),
         with_other("theta.linear_var1.weight", torch.ones(1)),
-        with_other("inner.params", torch.zeros(3)),
-        with_other("inner.rule.step", torch.ones(())),
-        with_other("inner.rule.step", torch.tensor(2**63 - 1)),
+        with_other("inner.0.params", torch.zeros(3)),
+        with_other("inner.0.rule.step", torch.ones(())),
+        with_other("inner.0.rule.step", torch.tensor(2**63 - 1)),
         with_other("history", torch.full((2, 8), math.inf, dtype=torch.float64)),
     ],
 )
 def test_checkpoints_of_another_form(folder, trainer, checkpoint, change):
     tensors, notes = tensor_file.read(
-        folder / "good-checkpoint.safetensors", format_=CHECKPOINT, version=1, error=RunError
+        folder / "good-checkpoint.safetensors", format_=CHECKPOINT, version=2, error=RunError
     )
     path = folder / "checkpoint.safetensors"
     notes = {"config": notes["config"]}
-    tensor_file.write(path, change(tensors), notes, format_=CHECKPOINT, version=1)
+    tensor_file.write(path, change(tensors), notes, format_=CHECKPOINT, version=2)
     with pytest.raises(RunError, match="does not hold this run's state"):
         load_checkpoint(path, MetaTrainer(SMOKE))
 

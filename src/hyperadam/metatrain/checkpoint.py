@@ -13,7 +13,7 @@ from hyperadam.metatrain.config import MetaTrainConfig
 from hyperadam.metatrain.trainer import MetaTrainer
 
 FORMAT = "hyperadam-checkpoint"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 def save_checkpoint(path: Path, trainer: MetaTrainer) -> None:

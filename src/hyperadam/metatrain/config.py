@@ -53,6 +53,9 @@ class MetaTrainConfig:
         inner_runs: how many inner runs.
         tasks_per_step: B, how many inner runs are unrolled side by side, for one meta-gradient;
             ``inner_runs`` is a multiple of it.
+        interleaved_runs: K, how many inner runs (or groups of ``tasks_per_step``) are in flight, of
+            which the meta-steps take turns, so that those that follow each other are of other tasks
+            and at other places of their runs; 1, as in the papers: one run after the other.
         lr: inner learning rate, which the weights will recommend.
         schedule: of the inner learning rate, and what the weights will recommend: ``"none"``;
             ``"cosine"``, it falls to 0 over an inner run; ``"inverse-sqrt"``, it falls with the
@@ -88,6 +91,7 @@ class MetaTrainConfig:
     min_trajectory_length: int | None = None
     inner_runs: int = 10_000
     tasks_per_step: int = 1
+    interleaved_runs: int = 1
     lr: float = 1e-3
     schedule: str = "none"
     meta_objective: str = "loss"
@@ -103,7 +107,8 @@ class MetaTrainConfig:
 
     def __post_init__(self) -> None:
         match_tasks(self.task.split(","))
-        for name in ("unroll_length", "trajectory_length", "inner_runs", "tasks_per_step"):
+        counts = ("trajectory_length", "inner_runs", "tasks_per_step", "interleaved_runs")
+        for name in ("unroll_length", *counts):
             self._require(name, getattr(self, name) >= 1, "at least 1")
         self._require(
             "trajectory_length",

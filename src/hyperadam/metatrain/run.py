@@ -327,7 +327,7 @@ def _curve(history: list[MetaStep]) -> bytes:
     steps = np.array([record.index for record in history])
     losses = np.array([record.meta_loss for record in history])
     runs = np.array([record.run for record in history])
-    last = np.flatnonzero(np.diff(runs, append=runs[-1] + 1))  # of each inner run
+    last = np.sort(len(runs) - 1 - np.unique(runs[::-1], return_index=True)[1])  # of each run
     means = [losses[runs == run].mean() for run in runs[last]]
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import deque
 from pathlib import Path
 
 import torch
@@ -11,19 +12,9 @@ from torch import Tensor
 from hyperadam.errors import ConfigError
 from hyperadam.kernels import differentiable_rule
 from hyperadam.metatrain.config import MetaTrainConfig
-from hyperadam.metatrain.task_group import TaskGroup
-from hyperadam.metatrain.unroll import InnerState, unroll
+from hyperadam.metatrain.inner_runs import InnerRuns, of_form
 from hyperadam.ranks import ALONE, Ranks
-from hyperadam.rule import RuleState
-from hyperadam.tasks import (
-    ConvexTask,
-    RandomScaling,
-    SumOfTasks,
-    Task,
-    derive_seed,
-    make_generator,
-    make_task,
-)
+from hyperadam.tasks import make_generator, make_task
 from hyperadam.weights import load_weights
 
 
@@ -91,8 +82,9 @@ def _initial_theta(config: MetaTrainConfig) -> dict[str, Tensor]:
 class MetaTrainer:
     """Truncated backpropagation through inner runs, one meta-step at a time.
 
-    B = ``tasks_per_step`` inner runs are unrolled side by side. All that is random in inner run r
-    is a pure function of the seed and r, so the state between two meta-steps is what :meth:`state`
+    K = ``interleaved_runs`` times B = ``tasks_per_step`` inner runs are in flight: B are unrolled
+    side by side in a meta-step, and the K groups take turns. All that is random in inner run r is a
+    pure function of the seed and r, so the state between two meta-steps is what :meth:`state`
     returns and nothing else. Several processes take equal shares of the B runs, and step with the
     mean of their meta-gradients; they all hold the same theta.
 
@@ -100,6 +92,10 @@ class MetaTrainer:
         config: the recipe.
         data_dir: where the inner tasks' data are; see :func:`hyperadam.tasks.load_data`.
         ranks: the processes.
+
+    Attributes:
+        in_flight: the groups of inner runs, the next meta-step's first; none when all is done.
+        next_run: the first inner run that has not begun.
 
     Raises:
         ConfigError: the device is not there, the backend can't serve, the inner runs of a
@@ -117,7 +113,7 @@ class MetaTrainer:
             )
         self.ranks = ranks
         self.config = config
-        self.base_tasks = {name: make_task(name, data_dir) for name in config.task_names}
+        self._base_tasks = {name: make_task(name, data_dir) for name in config.task_names}
         self.device = _existing_device(config.device)
         self.rule = differentiable_rule(config.rule, config.backend, self.device)
         theta = _initial_theta(config)
@@ -126,69 +122,30 @@ class MetaTrainer:
             self.theta.values(), lr=config.meta_lr, weight_decay=config.meta_weight_decay
         )
         self.history: list[MetaStep] = []
-        self.run = 0
-        self.unroll_in_run = 0
-        self._begin_runs(self.run)
+        self.in_flight: deque[InnerRuns] = deque()
+        self.next_run = 0
+        self._begin_runs()
 
     @property
     def finished(self) -> bool:
-        return self.run >= self.config.inner_runs
+        return not self.in_flight
 
-    def inner_task(self, name: str, run_seed: int) -> Task:
-        """The inner task of a run: the task of this name with its random scales and convex term."""
+    def _begin(self, run: int) -> InnerRuns:
+        return InnerRuns(self.config, run, self._base_tasks, self.rule, self.ranks)
+
+    def _begin_runs(self) -> None:
+        """Have as many in flight as there should be, or all that are left."""
         config = self.config
-        task: Task = self.base_tasks[name]
-        if (scaling := config.scaling_of(run_seed)) > 0:
-            task = RandomScaling(task, scaling, derive_seed(run_seed, "task"))
-        if config.convex_dim == 0:
-            return task
-        convex_seed = derive_seed(run_seed, "convex")
-        convex: Task = ConvexTask(config.convex_dim, convex_seed)
-        if config.convex_scaling > 0:
-            convex = RandomScaling(convex, config.convex_scaling, convex_seed)
-        return SumOfTasks(task, convex)
-
-    def _begin_runs(self, run: int) -> None:
-        """Begin the inner runs of the meta-steps that begin with this one."""
-        share = self.config.tasks_per_step // self.ranks.count
-        first = run + self.ranks.rank * share
-        runs = range(first, first + share)
-        self.run_seeds = [derive_seed(self.config.seed, "inner run", run) for run in runs]
-        name = self.config.task_of(run)
-        tasks = [self.inner_task(name, seed) for seed in self.run_seeds]
-        self.group = TaskGroup(tasks, self.run_seeds, self.device)
-        self._lr_scales = self.group.lr_scales(self.config.rule)
-        params_BN = self.group.initial_BN
-        self.carry = InnerState(params_BN, self.rule.init_state(*params_BN.shape))
-
-    def _noise(self, steps: range) -> Tensor:
-        """Standard normal numbers (T, B, N) for inner steps, which count from 1 here."""
-        seeds = [derive_seed(seed, "noise") for seed in self.run_seeds]
-        return self.rule.noise(seeds, torch.tensor(steps) + 1, self.carry.params_BN.shape[1])
+        while len(self.in_flight) < config.interleaved_runs and self.next_run < config.inner_runs:
+            self.in_flight.append(self._begin(self.next_run))
+            self.next_run += config.tasks_per_step
 
     def meta_step(self) -> MetaStep:
-        """One unroll and one step of the meta-optimizer."""
+        """One unroll of the runs whose turn it is, and one step of the meta-optimizer."""
         config = self.config
-        start = self.unroll_in_run * config.unroll_length
-        steps = range(start, start + config.unroll_length)
-        weight = config.next_batch_weight
-        ahead = {offset: own for offset, own in ((0, 1 - weight), (1, weight)) if own > 0}
-        batches = [self.group.batch(step) for step in range(steps.start, steps.stop + max(ahead))]
-        result = unroll(
-            self.rule,
-            self.theta,
-            self.carry,
-            self.group.loss,
-            batches[: len(steps)],
-            self._noise(steps),
-            lrs=[config.lr_at(self.run, step) * self._lr_scales for step in steps],
-            kl_weight=config.kl_weight,
-            objective=config.meta_objective,
-            meta_batches=[
-                [batches[number + offset] for offset in ahead] for number in range(len(steps))
-            ],
-            batch_weights=list(ahead.values()),
-        )
+        runs = self.in_flight.popleft()
+        reached = runs.steps.stop
+        result = runs.unroll(self.theta)
         self.meta_optimizer.zero_grad()
         result.meta_loss.backward()
         meta_loss, inner_loss, kl = self._mean_over_ranks(
@@ -208,8 +165,8 @@ class MetaTrainer:
             self.meta_optimizer.step()
         record = MetaStep(
             index=len(self.history) + 1,
-            run=self.run,
-            inner_step=steps.stop,
+            run=runs.run,
+            inner_step=reached,
             meta_loss=meta_loss,
             inner_loss=inner_loss,
             kl=kl,
@@ -217,13 +174,9 @@ class MetaTrainer:
             applied=applied,
         )
         self.history.append(record)
-        self.carry = result.carry
-        self.unroll_in_run += 1
-        if not applied or self.unroll_in_run == config.unrolls_of(self.run):
-            self.run += config.tasks_per_step
-            self.unroll_in_run = 0
-            if not self.finished:
-                self._begin_runs(self.run)
+        if applied and not runs.finished:
+            self.in_flight.append(runs)
+        self._begin_runs()
         return record
 
     def _mean_over_ranks(self, *losses: Tensor) -> list[float]:
@@ -246,14 +199,17 @@ class MetaTrainer:
         number of processes can go on from it; that of the others has their own share.
         """
         tensors = {
-            "position": torch.tensor([self.run, self.unroll_in_run]),
+            "next_run": torch.tensor(self.next_run),
+            "position": torch.tensor(
+                [(runs.run, runs.unrolls) for runs in self.in_flight], dtype=torch.int64
+            ).reshape(-1, 2),
             "history": torch.tensor(
                 [dataclasses.astuple(record) for record in self.history], dtype=torch.float64
             ).reshape(-1, len(HISTORY_COLUMNS)),
-            "inner.params": self.ranks.gather(self.carry.params_BN),
         }
-        for name, value in self.carry.rule_state.unpack().tensors().items():
-            tensors[f"inner.rule.{name}"] = value if name == "step" else self.ranks.gather(value)
+        for number, runs in enumerate(self.in_flight):
+            for name, value in runs.state().items():
+                tensors[f"inner.{number}.{name}"] = value
         for name, value in self.theta.items():
             tensors[f"theta.{name}"] = value.detach()
             for key, moment in self.meta_optimizer.state[value].items():
@@ -268,13 +224,13 @@ class MetaTrainer:
                 with this configuration.
         """
         config = self.config
-        self.run, self.unroll_in_run = (int(value) for value in tensors["position"])
-        if not (
-            0 <= self.run <= config.inner_runs
-            and self.run % config.tasks_per_step == 0
-            and 0 <= self.unroll_in_run < config.unrolls_of(self.run)
-        ):
-            raise ValueError("the position is outside the run")
+        position = tensors["position"]
+        if position.shape[1:] != (2,) or len(position) > config.interleaved_runs:
+            raise ValueError(f"positions of shape {tuple(position.shape)}")
+        next_run = int(tensors["next_run"])
+        for run in [next_run, *position[:, 0].tolist()]:
+            if not 0 <= run <= config.inner_runs or run % config.tasks_per_step != 0:
+                raise ValueError("the position is outside the run")
         history = tensors["history"]
         if history.shape[1:] != (len(HISTORY_COLUMNS),):
             raise ValueError(f"the history has shape {tuple(history.shape)}")
@@ -294,38 +250,25 @@ class MetaTrainer:
         saved: dict[int, dict[str, Tensor]] = {}
         for index, (name, value) in enumerate(self.theta.items()):
             with torch.no_grad():
-                value.copy_(_of_form(tensors[f"theta.{name}"], value))
+                value.copy_(of_form(tensors[f"theta.{name}"], value))
             if f"meta_optimizer.step.{name}" in tensors:
                 moments = {"step": torch.tensor(0.0), "exp_avg": value, "exp_avg_sq": value}
                 saved[index] = {
-                    key: _of_form(tensors[f"meta_optimizer.{key}.{name}"], like).clone()
+                    key: of_form(tensors[f"meta_optimizer.{key}.{name}"], like).clone()
                     for key, like in moments.items()
                 }
                 if not bool(saved[index]["step"] >= 1):
                     raise ValueError("the meta-optimizer's step is no count")
         self.meta_optimizer.load_state_dict(self.meta_optimizer.state_dict() | {"state": saved})
-        # A finished run holds the last inner runs, whose task the first ones need not have had.
-        self._begin_runs(min(self.run, config.inner_runs - config.tasks_per_step))
-        shaped = {
-            name: self._own_share(tensors[f"inner.rule.{name}"], value)
-            for name, value in self.carry.rule_state.unpack().tensors().items()
-        }
-        if not 0 <= int(shaped["step"]) <= config.trajectory_length:
-            raise ValueError("the inner step is outside the run")
-        params_BN = self._own_share(tensors["inner.params"], self.carry.params_BN)
-        self.carry = InnerState(params_BN, self.rule.pack(RuleState(**shaped)))
-
-    def _own_share(self, saved: Tensor, like: Tensor) -> Tensor:
-        """This process's inner runs of a saved tensor."""
-        if like.dim() > 0:
-            # Checkpoints from before there were several tasks have no dimension for them.
-            saved = saved.reshape(self.config.tasks_per_step, *like.shape[1:])
-            saved = saved.narrow(0, self.ranks.rank * len(like), len(like))
-        return _of_form(saved.reshape(like.shape), like).to(self.device)
-
-
-def _of_form(saved: Tensor, like: Tensor) -> Tensor:
-    """``saved``, if it has the shape and dtype of ``like``."""
-    if saved.shape != like.shape or saved.dtype != like.dtype:
-        raise ValueError(f"{tuple(saved.shape)} of {saved.dtype} is not {tuple(like.shape)}")
-    return saved
+        self.next_run = next_run
+        self.in_flight.clear()
+        for number, (run, unrolls) in enumerate(position.tolist()):
+            prefix = f"inner.{number}."
+            own = {
+                name.removeprefix(prefix): value
+                for name, value in tensors.items()
+                if name.startswith(prefix)
+            }
+            runs = self._begin(run)
+            runs.load_state(unrolls, own)
+            self.in_flight.append(runs)
