@@ -275,6 +275,8 @@ def with_other(name, value):
         without("meta_optimizer.exp_avg.lstm1.bias"),
         without("next_run"),
         with_other("next_run", torch.tensor(-1)),
+        with_other("next_run", torch.tensor(0)),
+        with_other("position", torch.zeros(0, 2, dtype=torch.int64)),
         with_other("position", torch.tensor([0, 0])),
         with_other("position", torch.tensor([[0, 0], [1, 0]])),
         with_other("position", torch.tensor([[-1, 0]])),

@@ -228,9 +228,14 @@ class MetaTrainer:
         if position.shape[1:] != (2,) or len(position) > config.interleaved_runs:
             raise ValueError(f"positions of shape {tuple(position.shape)}")
         next_run = int(tensors["next_run"])
-        for run in [next_run, *position[:, 0].tolist()]:
+        in_flight = position[:, 0].tolist()
+        for run in [next_run, *in_flight]:
             if not 0 <= run <= config.inner_runs or run % config.tasks_per_step != 0:
                 raise ValueError("the position is outside the run")
+        missing = len(in_flight) < config.interleaved_runs and next_run < config.inner_runs
+        twice = len(set(in_flight)) < len(in_flight)
+        if missing or twice or any(run >= next_run for run in in_flight):
+            raise ValueError("the inner runs in flight are not those that should be")
         history = tensors["history"]
         if history.shape[1:] != (len(HISTORY_COLUMNS),):
             raise ValueError(f"the history has shape {tuple(history.shape)}")
