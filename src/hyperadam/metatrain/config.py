@@ -67,6 +67,11 @@ class MetaTrainConfig:
         next_batch_weight: w, from 0 to 1. The objective is taken of the loss after an update on the
             batch that it was made from, as in the papers, with a weight of 1 - w, and on the batch
             that the next will be made from, which the network has not seen yet, with a weight of w.
+        perturbations: P. Where it is above 0, each inner run has P pairs of copies under perturbed
+            thetas, from whose losses the meta-gradient is estimated
+            (:mod:`hyperadam.metatrain.evolution`); 0, as in the papers: backpropagation through
+            the unroll.
+        perturbation_scale: the standard deviation of the perturbations.
         kl_weight: λ, the weight of the KL term in the meta-loss.
         meta_lr: learning rate of the meta-optimizer, Adam.
         meta_schedule: ``"constant"``, or ``"cosine"``: it falls to 0 over the whole run.
@@ -96,6 +101,8 @@ class MetaTrainConfig:
     schedule: str = "none"
     meta_objective: str = "loss"
     next_batch_weight: float = 0.0
+    perturbations: int = 0
+    perturbation_scale: float = 0.01
     kl_weight: float = 1e-4
     meta_lr: float = 1e-4
     meta_schedule: str = "constant"
@@ -143,7 +150,8 @@ class MetaTrainConfig:
             raise ConfigError(unknown_name("backend", self.backend, BACKENDS))
         known_device = re.fullmatch(r"cpu|cuda(:\d+)?", self.device) is not None
         self._require("device", known_device, "cpu, cuda or cuda:N")
-        for name in ("lr", "meta_lr"):
+        self._require("perturbations", self.perturbations >= 0, "at least 0")
+        for name in ("lr", "meta_lr", "perturbation_scale"):
             value = getattr(self, name)
             self._require(name, math.isfinite(value) and value > 0, "a positive number")
         for name in ("random_scaling", "convex_scaling", "kl_weight", "meta_weight_decay"):

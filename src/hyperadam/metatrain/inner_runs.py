@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 
 import torch
@@ -9,11 +10,12 @@ from torch import Tensor
 
 from hyperadam.kernels import DifferentiableRule
 from hyperadam.metatrain.config import MetaTrainConfig
+from hyperadam.metatrain.evolution import Perturbations, PerturbedRule
 from hyperadam.metatrain.task_group import TaskGroup
 from hyperadam.metatrain.unroll import InnerState, Unroll, unroll
 from hyperadam.ranks import Ranks
 from hyperadam.rule import RuleState, Theta
-from hyperadam.tasks import ConvexTask, RandomScaling, SumOfTasks, Task, derive_seed
+from hyperadam.tasks import Batch, ConvexTask, RandomScaling, SumOfTasks, Task, derive_seed
 
 
 def inner_task(config: MetaTrainConfig, base: Task, run_seed: int) -> Task:
@@ -41,12 +43,14 @@ class InnerRuns:
         base_tasks: inner tasks by name, of which they draw one.
         rule: what trains their networks.
         ranks: the processes.
+        theta: what is perturbed, where the recipe has perturbations.
 
     Attributes:
         run: as above.
         unrolls: how many are behind them.
         group: their tasks.
-        carry: their networks' parameters and the rule's state.
+        copies: of each run, which differ in theta; 1 without perturbations.
+        carry: the parameters of all copies' networks and the rule's state.
     """
 
     def __init__(
@@ -56,6 +60,7 @@ class InnerRuns:
         base_tasks: Mapping[str, Task],
         rule: DifferentiableRule,
         ranks: Ranks,
+        theta: Theta,
     ) -> None:
         self.config, self.run, self.rule, self.ranks = config, run, rule, ranks
         self.unrolls = 0
@@ -68,8 +73,15 @@ class InnerRuns:
         tasks = [inner_task(config, base, seed) for seed in self._seeds]
         self.group = TaskGroup(tasks, self._seeds, rule.device)
         self._lr_scales = self.group.lr_scales(config.rule)
-        params_BN = self.group.initial_BN
-        self.carry = InnerState(params_BN, rule.init_state(*params_BN.shape))
+        self.copies = 1
+        self.perturbations: Perturbations | None = None
+        if (pairs := config.perturbations) > 0:
+            scale = config.perturbation_scale
+            self.copies = 2 * pairs
+            self.perturbations = Perturbations(theta, self._seeds, pairs, scale)
+            self.rule = PerturbedRule(rule, self.perturbations)
+        params_BN = self.group.initial_BN.repeat_interleave(self.copies, dim=0)
+        self.carry = InnerState(params_BN, self.rule.init_state(*params_BN.shape))
 
     @property
     def steps(self) -> range:
@@ -87,8 +99,24 @@ class InnerRuns:
         steps_T = torch.tensor(self.steps) + 1
         return self.rule.noise(seeds, steps_T, self.carry.params_BN.shape[1])
 
+    def _loss(self, params_BN: Tensor, batch: Batch) -> Tensor:
+        """Losses of all copies, whose batches are those of their run."""
+        if self.copies == 1:
+            return self.group.loss(params_BN, batch)
+        params_BCN = params_BN.unflatten(0, (-1, self.copies))
+        of_copy = torch.func.vmap(self.group.loss, in_dims=(1, None), out_dims=1)
+        return of_copy(params_BCN, batch).flatten()
+
     def unroll(self, theta: Theta) -> Unroll:
         """The next unroll, after which they stand behind it."""
+        if self.perturbations is None:
+            return self._unroll(theta)
+        with torch.no_grad():
+            unrolled = self._unroll(theta)
+        meta_loss = self.perturbations.meta_loss(theta, unrolled.meta_loss_B)
+        return dataclasses.replace(unrolled, meta_loss=meta_loss)
+
+    def _unroll(self, theta: Theta) -> Unroll:
         config, steps = self.config, self.steps
         weight = config.next_batch_weight
         ahead = {offset: own for offset, own in ((0, 1 - weight), (1, weight)) if own > 0}
@@ -97,7 +125,7 @@ class InnerRuns:
             self.rule,
             theta,
             self.carry,
-            self.group.loss,
+            self._loss,
             batches[: len(steps)],
             self.noise(),
             lrs=[config.lr_at(self.run, step) * self._lr_scales for step in steps],
@@ -141,7 +169,7 @@ class InnerRuns:
 
     def _own_share(self, saved: Tensor, like: Tensor) -> Tensor:
         """This process's inner runs of a saved tensor."""
-        if like.dim() > 0 and len(saved) == self.config.tasks_per_step:
+        if like.dim() > 0 and len(saved) == self.config.tasks_per_step * self.copies:
             saved = saved.narrow(0, self.ranks.rank * len(like), len(like))
         return of_form(saved, like).to(self.rule.device)
 

@@ -131,7 +131,7 @@ class MetaTrainer:
         return not self.in_flight
 
     def _begin(self, run: int) -> InnerRuns:
-        return InnerRuns(self.config, run, self._base_tasks, self.rule, self.ranks)
+        return InnerRuns(self.config, run, self._base_tasks, self.rule, self.ranks, self.theta)
 
     def _begin_runs(self) -> None:
         """Have as many in flight as there should be, or all that are left."""

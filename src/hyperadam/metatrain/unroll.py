@@ -38,13 +38,15 @@ class Unroll:
     """The result of an unroll of T steps.
 
     Attributes:
-        meta_loss: mean over tasks, and weighted mean over batches, of the objective, plus
-            ``kl_weight`` times the mean KL term; differentiable by theta.
+        meta_loss_B: each task's: the weighted mean over batches of the objective, plus
+            ``kl_weight`` times its mean KL term.
+        meta_loss: their mean; differentiable by theta.
         loss_TB: inner losses after each update, the weighted mean over batches.
         kl_TB: KL term of each step.
         carry: the state after the last step, cut from the graph.
     """
 
+    meta_loss_B: Tensor
     meta_loss: Tensor
     loss_TB: Tensor
     kl_TB: Tensor
@@ -69,7 +71,7 @@ def unroll(
 
     The gradients that the rule reads are constants, so that no second derivatives are needed; the
     loss that counts is the one after the update. State and parameters come in without a graph and
-    leave without one.
+    leave without one. Under ``torch.no_grad`` nothing is kept for a derivative by theta.
 
     Source: Wang et al., TPAMI 2022; truncation as in Andrychowicz et al., NeurIPS 2016.
 
@@ -95,29 +97,36 @@ def unroll(
     after = [[batch] for batch in batches] if meta_batches is None else meta_batches
     of_step: list[Tensor] = []  # the losses at the parameters as they are
     on_batch: Batch | None = None  # what the last of them was taken on
+    by_theta = torch.is_grad_enabled()
     for batch, step_batches, noise_BN, lr in zip(batches, after, noise_TBN, lrs, strict=True):
         # A task's loss depends on its own row only: the sum's gradient is each one's.
-        if on_batch is batch and params_BN.requires_grad:
-            (grad_BN,) = torch.autograd.grad(of_step[-1].sum(), params_BN, retain_graph=True)
-        else:
-            with torch.enable_grad():
+        with torch.enable_grad():
+            if on_batch is batch and params_BN.requires_grad:
+                total = of_step[-1].sum()
+                (grad_BN,) = torch.autograd.grad(total, params_BN, retain_graph=by_theta)
+            else:
                 point_BN = params_BN.detach().requires_grad_()
                 (grad_BN,) = torch.autograd.grad(loss(point_BN, batch).sum(), point_BN)
         update = steps.step(grad_BN)
         params_BN = params_BN - lr * update.sample(noise_BN)
-        of_step = [loss(params_BN, meta_batch) for meta_batch in step_batches]
+        if not by_theta:
+            params_BN.requires_grad_()
+        with torch.enable_grad():
+            of_step = [loss(params_BN, meta_batch) for meta_batch in step_batches]
         on_batch = step_batches[-1]
-        losses.append(torch.stack(of_step))
+        losses.append(torch.stack(of_step if by_theta else [value.detach() for value in of_step]))
         kls.append(rule.rule.kl(update))
     loss_TMB, kl_TB = torch.stack(losses), torch.stack(kls)
     weight_M1 = loss_TMB.new_tensor(batch_weights).unsqueeze(1)
     loss_TB = (weight_M1 * loss_TMB).sum(1)
     if objective == "loss":
-        meta_loss = (loss_TB + kl_weight * kl_TB).mean()
+        objective_B = loss_TB.mean(0)
     else:
-        meta_loss = (weight_M1 * loss_TMB.mean(0).log()).sum(0).mean() + kl_weight * kl_TB.mean()
+        objective_B = (weight_M1 * loss_TMB.mean(0).log()).sum(0)
+    meta_loss_B = objective_B + kl_weight * kl_TB.mean(0)
     return Unroll(
-        meta_loss=meta_loss,
+        meta_loss_B=meta_loss_B,
+        meta_loss=meta_loss_B.mean(),
         loss_TB=loss_TB.detach(),
         kl_TB=kl_TB.detach(),
         carry=InnerState(params_BN.detach(), steps.carry()),
