@@ -25,6 +25,9 @@ from parallel import jobs
 
 SMOKE = preset("smoke").with_overrides(["tasks_per_step=4", "inner_runs=16", "meta_lr=1e-2"])
 
+PERTURBED = SMOKE.with_overrides(["perturbations=2", "perturbation_scale=0.1", "meta_lr=1e-3"])
+either = pytest.mark.parametrize("config", [SMOKE, PERTURBED], ids=["backprop", "perturbations"])
+
 
 def assert_same_run(state, expected, tolerance):
     assert state.keys() == expected.keys()
@@ -32,10 +35,11 @@ def assert_same_run(state, expected, tolerance):
         torch.testing.assert_close(state[name], value, rtol=tolerance, atol=tolerance, msg=name)
 
 
-def test_many_ranks_are_one_rank_of_all_tasks(pools):
-    expected = jobs.meta_train(0, 1, SMOKE, 5)
+@either
+def test_many_ranks_are_one_rank_of_all_tasks(pools, config):
+    expected = jobs.meta_train(0, 1, config, 5)
     for size in (2, 4):
-        states = pools[size].run(jobs.meta_train, SMOKE, 5)
+        states = pools[size].run(jobs.meta_train, config, 5)
         assert_same_run(states[0], expected, 2e-4)  # float32, and Adam's first steps
         for state in states:  # the same bits everywhere
             for name, value in state.items():
@@ -43,12 +47,13 @@ def test_many_ranks_are_one_rank_of_all_tasks(pools):
                     assert torch.equal(value, states[0][name]), name
 
 
-def test_any_number_of_ranks_goes_on(pools):
-    two = pools[2].run(jobs.meta_train, SMOKE, 3)[0]
-    expected = pools[2].run(jobs.meta_train, SMOKE, 5)[0]
-    assert_same_run(pools[2].run(jobs.meta_train, SMOKE, 2, two)[0], expected, 0)
-    assert_same_run(pools[4].run(jobs.meta_train, SMOKE, 2, two)[0], expected, 2e-4)
-    assert_same_run(jobs.meta_train(0, 1, SMOKE, 2, two), expected, 2e-4)
+@either
+def test_any_number_of_ranks_goes_on(pools, config):
+    two = pools[2].run(jobs.meta_train, config, 3)[0]
+    expected = pools[2].run(jobs.meta_train, config, 5)[0]
+    assert_same_run(pools[2].run(jobs.meta_train, config, 2, two)[0], expected, 0)
+    assert_same_run(pools[4].run(jobs.meta_train, config, 2, two)[0], expected, 2e-4)
+    assert_same_run(jobs.meta_train(0, 1, config, 2, two), expected, 2e-4)
 
 
 def test_tasks_that_cannot_be_shared():
