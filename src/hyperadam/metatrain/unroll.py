@@ -120,10 +120,9 @@ def unroll(
     weight_M1 = loss_TMB.new_tensor(batch_weights).unsqueeze(1)
     loss_TB = (weight_M1 * loss_TMB).sum(1)
     if objective == "loss":
-        objective_B = loss_TB.mean(0)
+        meta_loss_B = (loss_TB + kl_weight * kl_TB).mean(0)
     else:
-        objective_B = (weight_M1 * loss_TMB.mean(0).log()).sum(0)
-    meta_loss_B = objective_B + kl_weight * kl_TB.mean(0)
+        meta_loss_B = (weight_M1 * loss_TMB.mean(0).log()).sum(0) + kl_weight * kl_TB.mean(0)
     return Unroll(
         meta_loss_B=meta_loss_B,
         meta_loss=meta_loss_B.mean(),
