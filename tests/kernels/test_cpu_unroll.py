@@ -12,7 +12,7 @@ import torch
 from conftest import random_theta
 from hyperadam.kernels import TILE, TileLayout, cpu, lay_out
 from hyperadam.kernels.cpu import THETA_ORDER
-from hyperadam.kernels.cpu_unroll import FusedStep, Tape, flatten_theta
+from hyperadam.kernels.cpu_unroll import CpuRule, FusedStep, Tape, flatten_theta
 from hyperadam.kernels.tiles import num_tiles
 from hyperadam.rule import VariationalHyperAdamRule
 
@@ -256,3 +256,22 @@ def test_no_second_derivative():
     (grad,) = torch.autograd.grad(value, [theta["lstm1.weight"]], create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         grad.sum().backward()
+
+
+def test_without_a_derivative_no_states_are_kept():
+    """The steps and the state after them have the same bits as with one."""
+    program = CpuRule(RULES["bounded"])
+    theta = random_theta(program.rule)
+    gradients = torch.randn(6, 1, 40, generator=torch.Generator().manual_seed(1))
+    results, kept = [], []
+    for wanted in (True, False):
+        with torch.set_grad_enabled(wanted):
+            unroll = program.begin(theta, program.init_state(1, 40), len(gradients))
+            means = [unroll.step(grad_BN).mean_N for grad_BN in gradients]
+        state = unroll.carry().unpack().tensors()
+        results.append([*means, *state.values()])
+        kept.append(len(unroll.tape.kept))
+    assert kept[0] > 0
+    assert kept[1] == 0
+    for one, other in zip(*results, strict=True):
+        assert torch.equal(one, other)

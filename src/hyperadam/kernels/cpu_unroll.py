@@ -53,7 +53,7 @@ class Tape:
         theta: its meta-parameters, on the CPU, of float32 or float64.
         parts: independent problems, each a segment of its own.
         taken: steps that they have taken before.
-        length: steps that will follow.
+        length: steps that will follow and be gone back over; 0 where none will be.
         instruction_set: see :class:`~hyperadam.kernels.cpu.CpuPasses`.
         spare: memory of states that are done with, of this tape and of those before and after it:
             fresh memory costs more than a step's arithmetic.
@@ -317,7 +317,8 @@ class _CpuUnroll(RuleUnroll):
         self.theta = flatten_theta(theta)
         self.before = carry
         self.num_tasks, self.count = len(carry.parts), carry.parts[0].count
-        self.tape = Tape(rule, theta, carry.parts, carry.taken, length, spare=spare)
+        back = length if torch.is_grad_enabled() else 0
+        self.tape = Tape(rule, theta, carry.parts, carry.taken, back, spare=spare)
         self.tiles = carry.tiles.to(self.theta.dtype)
 
     def step(self, grad_BN: Tensor) -> UpdateDistribution:

@@ -32,10 +32,13 @@ class Perturbations:
         run_seeds: B of them.
         pairs: P.
         scale: the standard deviation of what is added to theta.
+
+    Attributes:
+        copies: of each run, 2 P.
     """
 
     def __init__(self, theta: Theta, run_seeds: Sequence[int], pairs: int, scale: float) -> None:
-        self.pairs = pairs
+        self.copies = 2 * pairs
         self.scale = scale
         runs = [make_generator(seed, "perturbations") for seed in run_seeds]
         self._epsilons = {  # B P of each of theta's tensors
@@ -118,7 +121,7 @@ class PerturbedRule(DifferentiableRule):
     def noise(self, seeds: Sequence[int], steps_T: Tensor, num_coordinates: int) -> Tensor:
         """Numbers (T, C, N) for B seeds: a run's copies have the same."""
         noise_TBN = self.program.noise(seeds, steps_T, num_coordinates)
-        return noise_TBN.repeat_interleave(2 * self.perturbations.pairs, dim=1)
+        return noise_TBN.repeat_interleave(self.perturbations.copies, dim=1)
 
     def pack(self, state: RuleState) -> Carry:
         columns = {name: value for name, value in state.tensors().items() if name != "step"}

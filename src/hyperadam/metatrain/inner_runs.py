@@ -77,9 +77,9 @@ class InnerRuns:
         self.perturbations: Perturbations | None = None
         if (pairs := config.perturbations) > 0:
             scale = config.perturbation_scale
-            self.copies = 2 * pairs
             self.perturbations = Perturbations(theta, self._seeds, pairs, scale)
             self.rule = PerturbedRule(rule, self.perturbations)
+            self.copies = self.perturbations.copies
         params_BN = self.group.initial_BN.repeat_interleave(self.copies, dim=0)
         self.carry = InnerState(params_BN, self.rule.init_state(*params_BN.shape))
 
