@@ -200,6 +200,13 @@ def test_a_rule_that_is_no_table():
         MetaTrainConfig.from_dict({"rule": "hyperadam"})
 
 
+def test_patterns_of_tasks_are_written_out():
+    config = MetaTrainConfig(task="digits-mlp6-*,digits-mlp1-[rt]*")
+    assert config.task == "digits-mlp1-relu,digits-mlp1-tanh,digits-mlp6-sigmoid"
+    assert config.task_names == ["digits-mlp1-relu", "digits-mlp1-tanh", "digits-mlp6-sigmoid"]
+    assert MetaTrainConfig.from_dict(config.to_dict()) == config
+
+
 def test_unknown_preset():
     with pytest.raises(ConfigError, match="unknown preset 'papper': did you mean 'paper'"):
         preset("papper")

@@ -37,7 +37,8 @@ class MetaTrainConfig:
 
     Attributes:
         task: the inner task, by name; or several, by names and patterns with commas between, of
-            which the inner runs of a meta-step draw one.
+            which the inner runs of a meta-step draw one. Patterns are written out as the names of
+            today, so that tasks of later days don't change what a configuration says.
         random_scaling: the inner network's coordinates get scales ``exp(U(-s, s))``; 0: none.
         min_random_scaling: inner runs draw s, evenly from here to ``random_scaling``; null: all
             have the same.
@@ -113,7 +114,8 @@ class MetaTrainConfig:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        match_tasks(self.task.split(","))
+        names = [entry.name for entry in match_tasks(self.task.split(","))]
+        object.__setattr__(self, "task", ",".join(names))
         counts = ("trajectory_length", "inner_runs", "tasks_per_step", "interleaved_runs")
         for name in ("unroll_length", *counts):
             self._require(name, getattr(self, name) >= 1, "at least 1")
@@ -172,8 +174,8 @@ class MetaTrainConfig:
 
     @property
     def task_names(self) -> list[str]:
-        """The inner tasks, in the catalogue's order."""
-        return [entry.name for entry in match_tasks(self.task.split(","))]
+        """The inner tasks, in the order that the catalogue had when they were written out."""
+        return self.task.split(",")
 
     def task_of(self, run: int) -> str:
         """The inner task of the runs that a meta-step begins with this one."""
