@@ -17,9 +17,9 @@ from hyperadam.evaluation.metrics import (
     interquartile_mean,
     log_ratios,
     median_task_interval,
+    paired_sign,
     performance_profile,
     performance_ratios,
-    seconds_to_target,
     steps_to_target,
     trailing_mean,
 )
@@ -120,17 +120,24 @@ def test_the_trailing_mean():
     assert trailing_mean(np.array([2.0, 4.0]), 10) == pytest.approx([2.0, 3.0])
 
 
-def test_steps_and_seconds_to_a_target():
+def test_steps_to_a_target():
     fall = np.concatenate([np.full(5, 4.0), np.full(15, 1.0)])
     curves = np.stack([fall + 0.5, fall - 0.5])  # their mean falls after step 5
     # Ten steps that average 2.5 are five at 4 and five at 1: steps 1 to 10.
     assert steps_to_target(curves, 2.5) == 10
-    assert steps_to_target(curves, 4.0) == 1
+    assert steps_to_target(curves, 4.0) == 10  # a final loss is a mean of ten steps
+    assert steps_to_target(curves[:, :4], 4.0) == 4
     assert steps_to_target(curves, 1.0) == 15
     assert steps_to_target(curves, 0.99) is None
     assert steps_to_target(np.stack([fall, np.full(20, math.nan)]), 4.0) is None
-    assert seconds_to_target(10, np.array([1.0, 3.0, 90.0]), 20) == 1.5
-    assert seconds_to_target(None, np.array([1.0]), 20) is None
+
+
+def test_lower_beyond_the_scatter_of_seeds():
+    theirs = np.array([1.0, 2.0, 3.0, 4.0])
+    assert paired_sign(theirs - 0.1, theirs) == -1  # in pairs: seeds differ by more
+    assert paired_sign(theirs + 0.1, theirs) == 1
+    assert paired_sign(theirs[::-1], theirs) == 0
+    assert paired_sign(theirs[:1] - 0.9, theirs[:1]) == 0
 
 
 def test_a_series_reaches_its_own_final_loss_at_the_latest_at_the_end():

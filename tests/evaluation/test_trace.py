@@ -66,6 +66,9 @@ def test_the_record_says_what_the_optimizer_predicts():
             quantiles = np.percentile(values, [5, 25, 50, 75, 95])
             np.testing.assert_allclose(record[f"{name}_quantiles"][1], quantiles, rtol=1e-5)
     for column, param in enumerate(params):
+        for name in ("beta", "gamma", "rho"):
+            own = float(getattr(inside[param], f"{name}_NH").double().mean())
+            assert record[f"{name}_layers"][1][column] == pytest.approx(own, rel=1e-5)
         mean = inside[param].mean_N.double()
         std = torch.exp(inside[param].log_var_N.double() / 2)
         rms = float(mean.square().mean().sqrt())
@@ -77,6 +80,7 @@ def test_the_record_says_what_the_optimizer_predicts():
     assert shapes["beta"] == shapes["gamma"] == shapes["rho"] == shapes["rho_std"] == (2, 6)
     assert shapes["beta_quantiles"] == shapes["gamma_quantiles"] == (2, 5)
     assert shapes["std"] == shapes["snr"] == shapes["update_rms"] == (2, 2)
+    assert shapes["beta_layers"] == shapes["gamma_layers"] == shapes["rho_layers"] == (2, 2)
 
 
 def test_tracing_changes_nothing():

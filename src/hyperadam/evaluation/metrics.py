@@ -50,6 +50,21 @@ def bootstrap_interval(
     return result.confidence_interval.low, result.confidence_interval.high
 
 
+def paired_sign(ours_S: np.ndarray, theirs_S: np.ndarray) -> int:
+    """Whether one of two is lower beyond the scatter of seeds.
+
+    Args:
+        ours_S: a loss a seed, finite.
+        theirs_S: the other's, of the same seeds.
+
+    Returns:
+        -1 where the 95% interval of the mean difference is below 0, 1 where it is above 0, else 0,
+        also where there is one seed only.
+    """
+    low, high = bootstrap_interval(ours_S - theirs_S)
+    return int(low > 0) - int(high < 0)
+
+
 def interquartile_mean(values: np.ndarray) -> float:
     """Mean of the middle half of all values (Agarwal et al., NeurIPS 2021).
 
@@ -181,23 +196,14 @@ def steps_to_target(curves_ST: np.ndarray, target: float) -> int | None:
         target: for example tuned Adam's mean final loss.
 
     Returns:
-        Counted from 1; None if it never gets there.
+        Counted from 1, and not before the mean is over as many steps as a final loss is; None if it
+        never gets there.
     """
     smooth_T = trailing_mean(curves_ST.mean(axis=0))
+    first = min(FINAL_STEPS, len(smooth_T)) - 1
     # The target is itself such a mean, added up in another order.
-    (reached,) = np.nonzero(smooth_T <= target * (1 + 1e-9))
-    return int(reached[0]) + 1 if len(reached) else None
-
-
-def seconds_to_target(steps: int | None, seconds_S: np.ndarray, total_steps: int) -> float | None:
-    """Wall-clock time until a step, from the median time of whole runs.
-
-    Args:
-        steps: of :func:`steps_to_target`.
-        seconds_S: of each run's training loop.
-        total_steps: of each run.
-    """
-    return None if steps is None else float(np.median(seconds_S)) * steps / total_steps
+    (reached,) = np.nonzero(smooth_T[first:] <= target * (1 + 1e-9))
+    return first + int(reached[0]) + 1 if len(reached) else None
 
 
 def bin_means(curves_ST: np.ndarray, bins: int) -> tuple[np.ndarray, np.ndarray]:

@@ -27,7 +27,7 @@ def paired_blocks(group: Group, key: str) -> Iterator[Block]:
         group: whose runs.
         key: how anchors begin.
     """
-    tables = [_table(group, family) for family in _families(group)]
+    tables = [_table(group, family) for family in group.families]
     if not tables:
         return
     yield Heading(3, say("The same weights, used in several ways"), f"{key}-paired")
@@ -43,20 +43,6 @@ def paired_blocks(group: Group, key: str) -> Iterator[Block]:
         )
     )
     yield from tables
-
-
-def _families(group: Group) -> list[list[Series]]:
-    """Series of one set of weights and one track, where there are several."""
-    found: dict[tuple[str, str], list[Series]] = {}
-    for (_, series), entry in group.entries.items():
-        weights = entry.runs[0].weights
-        if weights is not None:
-            members = found.setdefault((weights, series.track), [])
-            if series not in members:
-                members.append(series)
-    place = {series: index for index, series in enumerate(group.series)}
-    families = [sorted(members, key=place.__getitem__) for members in found.values()]
-    return [members for members in families if len(members) > 1]
 
 
 def _differences(base: Entry, other: Entry) -> tuple[np.ndarray, int]:

@@ -54,6 +54,8 @@ LEGEND_CHARACTERS = 36
 """Longer names take a line of their own."""
 
 MAX_LAYERS = 6
+LAYER_CHARACTERS = 20
+"""Of a layer's name in a legend, so that two stand side by side below a plot."""
 NEVER = (104, 122)
 """Where series that never reached the target are drawn, in % of a run: each has its own place."""
 
@@ -232,14 +234,14 @@ def learning_curves(
         name: of the file.
         task: the title.
         steps: of each point.
-        curves: in any order; those in colour are drawn last.
+        curves: those in colour are drawn last, and of them the first one on top.
         total: steps of a run.
         top: where the axis of losses ends, so that a diverging series does not flatten the others.
         target: a loss that gets a fine line; NaN for none.
     """
 
     def paint(axes: Axes) -> None:
-        for curve in curves:
+        for curve in reversed(curves):
             axes.plot(steps, curve.mean, **curve.line.style())
             if not curve.line.background and np.isfinite(curve.low).any():
                 axes.fill_between(
@@ -274,7 +276,7 @@ def performance_profile_plot(
     """
 
     def paint(axes: Axes) -> None:
-        for share, line in zip(shares, lines, strict=True):
+        for share, line in reversed(list(zip(shares, lines, strict=True))):
             axes.step(factors, 100 * share, where="post", **line.style())
         axes.set_xscale("log")
         axes.set_xlim(1, factors[-1])
@@ -332,10 +334,10 @@ def ratio_plot(
 def _dots(
     axes: Axes, tasks: Sequence[str], series: Sequence[tuple[Line, Sequence[float] | np.ndarray]]
 ) -> None:
-    """One row a task, one dot a series; NaN is not drawn."""
+    """One row a task, one dot a series, the first one on top; NaN is not drawn."""
     for row in range(len(tasks)):
         axes.axhline(row, color=FAINT, linewidth=0.5, zorder=0)
-    for line, values in series:
+    for line, values in reversed(series):
         fill = "none" if line.dashed else line.color
         style: dict[str, Any] = {
             "color": line.color,
@@ -480,7 +482,8 @@ def layers_plot(
             if layer not in chosen:
                 axes.plot(at, values_KL[:, layer], color=OTHERS, linewidth=0.5)
         for color, layer in zip(COLORS, chosen, strict=False):
-            axes.plot(at, values_KL[:, layer], color=color, linewidth=1.3, label=layers[layer])
+            label = _shorten(layers[layer])
+            axes.plot(at, values_KL[:, layer], color=color, linewidth=1.3, label=label)
         if log and np.nanmin(values_KL) > 0:
             axes.set_yscale("log")
             _log_ticks(axes.yaxis)
@@ -492,6 +495,14 @@ def layers_plot(
     rows = -(-len(chosen) // 2)
     size = (SMALL[0], SMALL[1] + 0.17 * rows)
     return _draw(name, f"{title} over steps, one line a layer", paint, size)
+
+
+def _shorten(name: str) -> str:
+    """A layer's name without its middle, if it is long."""
+    if len(name) <= LAYER_CHARACTERS:
+        return name
+    start = LAYER_CHARACTERS // 2 - 1
+    return f"{name[:start]}…{name[start + 1 - LAYER_CHARACTERS :]}"
 
 
 def _over_steps(axes: Axes, at: np.ndarray, title: str) -> None:

@@ -218,6 +218,7 @@ def _is_trace(value: object) -> bool:
     columns: dict[str, int | None] = {
         **dict.fromkeys(("beta", "gamma", "rho", "rho_std")),
         **dict.fromkeys(("beta_quantiles", "gamma_quantiles"), 5),
+        **dict.fromkeys(("beta_layers", "gamma_layers", "rho_layers"), len(layers)),
         **dict.fromkeys(("std", "snr", "update_rms"), len(layers)),
     }
     return all(

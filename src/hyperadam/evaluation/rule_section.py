@@ -64,7 +64,7 @@ def rule_blocks(group: Group, key: str) -> Iterator[Block]:
         )
     )
     yield from _prior_words(traced)
-    chosen = _spread(traced, MAX_TRACES)
+    chosen = _spread(group, traced, MAX_TRACES)
     if len(traced) > len(chosen):
         yield Paragraph(
             say(
@@ -79,26 +79,42 @@ def rule_blocks(group: Group, key: str) -> Iterator[Block]:
         yield Figures(panels, _trace_words(run, run.trace))
 
 
-def _spread(traced: Sequence[Record], count: int) -> list[Record]:
-    """So many traces, of different networks and optimizers first; in the order they came."""
+def _spread(group: Group, traced: Sequence[Record], count: int) -> list[Record]:
+    """So many traces, of different networks and optimizers, in the order of the series."""
+    number = {series: index for index, series in enumerate(group.series)}
+    place: dict[tuple[str, str | None], int] = {}
+    for (_, series), entry in group.entries.items():
+        weights = entry.runs[0].optimizer, entry.runs[0].weights
+        place[weights] = min(number[series], place.get(weights, number[series]))
     by_place: dict[tuple[str, str, str | None], Record] = {}
     for run in sorted(traced, key=lambda run: run.lr != run.default_lr):  # the default's track
         by_place.setdefault((run.task, run.optimizer, run.weights), run)
-    left = [run for run in traced if run in by_place.values()]
+
+    def order(run: Record) -> int:
+        return place[run.optimizer, run.weights]
+
+    left = sorted(by_place.values(), key=order)
     chosen: list[Record] = []
     while left and len(chosen) < count:
         kinds = Counter(_kind(run.task) for run in chosen)
         optimizers = Counter((run.optimizer, run.weights) for run in chosen)
-        rarest = min(
-            left,
-            key=lambda run: (
-                kinds[_kind(run.task)] + optimizers[run.optimizer, run.weights],
-                kinds[_kind(run.task)],
-            ),
+        first = order(chosen[0]) if chosen else order(left[0])
+        own = [run for run in left if order(run) == first and not kinds[_kind(run.task)]]
+        # A run of the first optimizer on each kind of network, then the rarest of what is left.
+        rarest = (
+            own[0]
+            if own
+            else min(
+                left,
+                key=lambda run: (
+                    kinds[_kind(run.task)] + optimizers[run.optimizer, run.weights],
+                    kinds[_kind(run.task)],
+                ),
+            )
         )
         left.remove(rarest)
         chosen.append(rarest)
-    return [run for run in traced if run in chosen]
+    return sorted(chosen, key=order)
 
 
 def _kind(task: str) -> str:
@@ -146,13 +162,17 @@ def _trace_panels(trace: Mapping[str, Any], key: str) -> Iterator[Figure]:
     if rho is not None:
         yield plots.channels_plot(f"{key}-rho", "weight ρ of each channel", at, rho)
     for name, title in (
+        ("beta_layers", "decay β by layer"),
+        ("gamma_layers", "decay γ by layer"),
+        ("rho_layers", "weight ρ by layer"),
         ("std", "posterior's standard deviation"),
         ("snr", "signal-to-noise ratio"),
         ("update_rms", "size of the update (rms)"),
     ):
         values = _array(trace, name)
         if values is not None and np.isfinite(values).any():
-            yield plots.layers_plot(f"{key}-{name}", title, at, values, layers, name != "std")
+            log = name in ("snr", "update_rms")
+            yield plots.layers_plot(f"{key}-{name}", title, at, values, layers, log)
 
 
 def _trace_words(run: Record, trace: Mapping[str, Any]) -> Text:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -13,7 +13,7 @@ import numpy as np
 from hyperadam.evaluation.metrics import (
     bootstrap_interval,
     log_ratios,
-    seconds_to_target,
+    paired_sign,
     steps_to_target,
 )
 from hyperadam.evaluation.records import FINAL_STEPS, Record, final_loss
@@ -23,6 +23,9 @@ from hyperadam.tasks import TASKS
 TUNED = "tuned"
 DEFAULT = "default lr"
 REFERENCE = "adam"
+
+BEGUN = 0.95
+"""Of its first loss: an optimizer that ends above has not begun to learn a task."""
 
 Measure = Literal["losses", "losses_before", "val_losses"]
 """Attributes of an :class:`Entry`: losses (S)."""
@@ -127,6 +130,11 @@ class Entry:
         """Validation loss."""
         return Estimate.of(run.val_loss for run in self.runs)
 
+    @property
+    def first_loss(self) -> float:
+        """Mean loss before the first update."""
+        return float(np.mean([run.train_loss[0] for run in self.runs]))
+
     def curves(self) -> np.ndarray:
         """Losses after each update (S, T); NaN from where a run diverged."""
         return np.stack([run.train_loss_post for run in self.runs])
@@ -134,11 +142,6 @@ class Entry:
     def steps_to(self, target: float) -> int | None:
         """See :func:`~hyperadam.evaluation.metrics.steps_to_target`."""
         return steps_to_target(self.curves(), target)
-
-    def seconds_to(self, target: float) -> float | None:
-        """See :func:`~hyperadam.evaluation.metrics.seconds_to_target`."""
-        seconds_S = np.array([run.wall_s for run in self.runs])
-        return seconds_to_target(self.steps_to(target), seconds_S, self.runs[0].steps)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,6 +174,7 @@ class Group:
         series: learned ones first, then Adam, then by name.
         entries: by task and series; a missing one was not run.
         grids: by task and optimizer (with the digits of its weights).
+        step_seconds: by task and optimizer (likewise), by machine: of the fastest run there.
     """
 
     suites: tuple[str, ...]
@@ -180,6 +184,7 @@ class Group:
     series: tuple[Series, ...]
     entries: dict[tuple[str, Series], Entry]
     grids: dict[tuple[str, str], Grid]
+    step_seconds: dict[tuple[str, str], dict[str, float]]
 
     @property
     def runs(self) -> list[Record]:
@@ -204,6 +209,27 @@ class Group:
         """One track of each optimizer."""
         return [self.main(name) for name in self.names]
 
+    @functools.cached_property
+    def families(self) -> list[list[Series]]:
+        """Series of one set of weights and one track, where there are several: the rule as it is
+        used first, then its mean alone or other noise."""
+        found: dict[tuple[str, str], list[Series]] = {}
+        for (_, series), entry in self.entries.items():
+            weights = entry.runs[0].weights
+            if weights is not None:
+                members = found.setdefault((weights, series.track), [])
+                if series not in members:
+                    members.append(series)
+        place = {series: index for index, series in enumerate(self.series)}
+        families = [sorted(members, key=place.__getitem__) for members in found.values()]
+        return [members for members in families if len(members) > 1]
+
+    @property
+    def contenders(self) -> list[Series]:
+        """One track of each optimizer, without other uses of weights that one of them has."""
+        others = {series for family in self.families for series in family[1:]}
+        return [series for series in self.main_series if series not in others]
+
     @property
     def reference(self) -> Series | None:
         """Adam, tuned if it was; None where Adam was not run."""
@@ -219,16 +245,75 @@ class Group:
         """Those that the reference was run on, without diverging."""
         return [task for task in self.tasks if math.isfinite(self.target(task))]
 
-    def log_ratios(self, series: Series, measure: Measure = "losses") -> list[np.ndarray]:
+    @property
+    def common_tasks(self) -> list[str]:
+        """Those of :attr:`compared_tasks` that all contenders were run on, but for those that were
+        run on less than half of them."""
+        ran = {
+            series: {task for task in self.compared_tasks if (task, series) in self.entries}
+            for series in self.contenders
+        }
+        half = len(self.compared_tasks) / 2
+        broad = [tasks for tasks in ran.values() if len(tasks) >= half]
+        return [task for task in self.compared_tasks if all(task in tasks for tasks in broad)]
+
+    @property
+    def begun_tasks(self) -> list[str]:
+        """Those of :attr:`compared_tasks` on which the reference has begun to learn: others have no
+        loss that it would take long to reach."""
+        assert self.reference is not None
+        return [
+            task
+            for task in self.compared_tasks
+            if self.target(task) <= BEGUN * self.entries[task, self.reference].first_loss
+        ]
+
+    def sign(self, task: str, series: Series) -> int:
+        """Whether a series ends below the reference (-1) or above it (1) beyond the scatter of the
+        seeds that both have (:func:`~hyperadam.evaluation.metrics.paired_sign`); one with a
+        diverged run ends above."""
+        assert self.reference is not None
+        if self.entries[task, series].diverged:
+            return 1
+        ours, theirs = (
+            {run.seed: loss for run, loss in zip(entry.runs, entry.losses, strict=True)}
+            for entry in (self.entries[task, series], self.entries[task, self.reference])
+        )
+        seeds = sorted(ours.keys() & theirs.keys())
+        return paired_sign(
+            np.array([ours[seed] for seed in seeds]), np.array([theirs[seed] for seed in seeds])
+        )
+
+    def seconds_to(self, task: str, series: Series) -> tuple[float, float] | None:
+        """Wall-clock time until a series, and the reference, are at the reference's final loss.
+
+        Returns:
+            Both in seconds, on one machine, at the time a step of the fastest run that either has
+            there, since runs may have shared it; None where they have no machine in common, or one
+            does not get there.
+        """
+        assert self.reference is not None
+        pair = (series, self.reference)
+        steps = [self.entries[task, one].steps_to(self.target(task)) for one in pair]
+        ours, theirs = (self.step_seconds[task, one.name] for one in pair)
+        common = sorted(ours.keys() & theirs.keys())
+        if not common or steps[0] is None or steps[1] is None:
+            return None
+        return steps[0] * ours[common[0]], steps[1] * theirs[common[0]]
+
+    def log_ratios(
+        self, series: Series, measure: Measure = "losses", tasks: Sequence[str] | None = None
+    ) -> list[np.ndarray]:
         """Each run's log ratio to the reference's mean, on the tasks that can be compared.
 
         Args:
             series: whose.
             measure: which of an entry's losses; tasks where the reference's are not finite are left
                 out.
+            tasks: some of :attr:`compared_tasks`; None: all.
         """
         found = []
-        for task in self.compared_tasks:
+        for task in self.compared_tasks if tasks is None else tasks:
             entry = self.entries.get((task, series))
             of_reference = self.entries.get((task, self.reference)) if self.reference else None
             if entry is None or of_reference is None:
@@ -261,6 +346,21 @@ def _tracks(run: Record, grid: Grid | None) -> list[str]:
     return tracks or [f"lr {run.lr:g}"]
 
 
+_Probe = tuple[str, str, str | None]
+"""Task, optimizer and weights."""
+
+
+def _fastest(records: Iterable[Record]) -> dict[_Probe, dict[str, float]]:
+    """Seconds a step of the fastest run on each machine, whatever its seed and length."""
+    found: dict[_Probe, dict[str, float]] = {}
+    for run in records:
+        machines = found.setdefault((run.task, run.optimizer, run.weights), {})
+        if not run.diverged:
+            seconds = run.wall_s / run.steps
+            machines[run.machine] = min(seconds, machines.get(run.machine, math.inf))
+    return found
+
+
 def make_groups(records: Sequence[Record]) -> list[Group]:
     """Sort records into groups, by horizon and schedule.
 
@@ -279,8 +379,9 @@ def make_groups(records: Sequence[Record]) -> list[Group]:
             tuning.setdefault(key, []).append(record)
         else:
             reported.setdefault((record.steps, record.schedule), []).append(record)
+    fastest = _fastest(records)
     return [
-        _make_group(*key, reported[key], tuning)
+        _make_group(*key, reported[key], tuning, fastest)
         for key in sorted(reported, key=lambda key: (key[0], key[1] != "none", key[1]))
     ]
 
@@ -290,9 +391,10 @@ def _make_group(
     schedule: str,
     records: Sequence[Record],
     tuning: dict[tuple[str, str, int, str], list[Record]],
+    fastest: Mapping[_Probe, dict[str, float]],
 ) -> Group:
     digests: dict[str, set[str]] = {}
-    by_probe: dict[tuple[str, str, str | None], list[Record]] = {}
+    by_probe: dict[_Probe, list[Record]] = {}
     for record in records:
         digests.setdefault(record.optimizer, set()).add(record.weights or "")
         by_probe.setdefault((record.task, record.optimizer, record.weights), []).append(record)
@@ -302,15 +404,17 @@ def _make_group(
         return (record.weights or "none")[:8] if many else ""
 
     grids: dict[tuple[str, str], Grid] = {}
+    step_seconds: dict[tuple[str, str], dict[str, float]] = {}
     placed: list[tuple[Record, str, list[str]]] = []
     for runs in by_probe.values():
         probe = runs[0]
         tried = tuning.get((probe.task, probe.optimizer, steps, schedule), [])
         grid = _grid(tried, probe)
         weights = several(probe)
+        name = Series(probe.optimizer, weights, "", probe.learned).name
         if grid:
-            name = Series(probe.optimizer, weights, "", probe.learned).name
             grids[probe.task, name] = grid
+        step_seconds[probe.task, name] = fastest[probe.task, probe.optimizer, probe.weights]
         placed += [(run, weights, _tracks(run, grid)) for run in _unique(runs)]
 
     own_tracks: dict[tuple[str, str], set[str]] = {}
@@ -343,6 +447,7 @@ def _make_group(
             for key, runs in entries.items()
         },
         grids=grids,
+        step_seconds=step_seconds,
     )
 
 

@@ -27,6 +27,9 @@ TABLES = (
     "gamma_quantiles",
     "rho",
     "rho_std",
+    "beta_layers",
+    "gamma_layers",
+    "rho_layers",
     "std",
     "snr",
     "update_rms",
@@ -105,10 +108,12 @@ class Tracer:
             ``at`` (K step numbers); ``layers`` (L names); ``beta``, ``gamma``, ``rho`` (K by H,
             means over all coordinates) and ``rho_std`` (standard deviations); ``beta_quantiles``
             and ``gamma_quantiles`` (K by 5: 5, 25, 50, 75 and 95 %, over coordinates and
-            channels); ``update_rms`` (K by L, root mean square of the update's mean); ``std``
-            (K by L, mean of the update's standard deviation) and ``snr`` (K by L, ``update_rms``
-            over the root mean square of the standard deviation), both None without a VarBlock. A
-            number that is not finite, or of a parameter without a gradient or elements, is None.
+            channels); ``beta_layers``, ``gamma_layers`` and ``rho_layers`` (K by L, means over a
+            parameter's coordinates and channels); ``update_rms`` (K by L, root mean square of the
+            update's mean); ``std`` (K by L, mean of the update's standard deviation) and ``snr``
+            (K by L, ``update_rms`` over the root mean square of the standard deviation), both
+            None without a VarBlock. A number that is not finite, or of a parameter without a
+            gradient or elements, is None.
         """
         record: dict[str, Any] = {"at": list(self._at), "layers": list(self._layers or [])}
         for name, rows in self._rows.items():
@@ -130,6 +135,12 @@ def _summary(found: Sequence[Explanation | None]) -> dict[str, list[float] | Non
         values = [getattr(each, name) for each in present]
         return torch.cat([value.reshape(-1, value.shape[-1]) for value in values])
 
+    def by_layer(name: str) -> list[float]:
+        return [
+            math.nan if each is None else float(getattr(each, name).mean(dtype=torch.float64))
+            for each in found
+        ]
+
     beta_NH, gamma_NH, rho_NH = map(columns, ("beta_NH", "gamma_NH", "rho_NH"))
     update_rms = [math.nan if each is None else _rms(each.mean_N) for each in found]
     has_variance = any(each.log_var_N is not None for each in present)
@@ -147,6 +158,9 @@ def _summary(found: Sequence[Explanation | None]) -> dict[str, list[float] | Non
         "gamma_quantiles": _quantiles(gamma_NH),
         "rho": _means(rho_NH),
         "rho_std": rho_NH.double().std(dim=0, correction=0).tolist(),
+        "beta_layers": by_layer("beta_NH"),
+        "gamma_layers": by_layer("gamma_NH"),
+        "rho_layers": by_layer("rho_NH"),
         "std": [float(std.mean(dtype=torch.float64)) for std in stds] if has_variance else None,
         "snr": snr if has_variance else None,
         "update_rms": update_rms,
