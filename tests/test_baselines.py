@@ -11,12 +11,13 @@ from hyperadam.baselines import (
     HAND_DESIGNED,
     LEARNED,
     OPTIMIZER_NAMES,
+    describe_learned,
     make_baseline,
     make_baselines,
 )
 from hyperadam.errors import ConfigError, HyperAdamError, MissingDependencyError, WeightsError
 from hyperadam.rule import HyperAdamRule
-from hyperadam.weights import bundled_weights
+from hyperadam.weights import bundled_weights, load_weights
 
 BUNDLED = set(bundled_weights())
 
@@ -126,7 +127,7 @@ def test_one_name_for_two_files_is_refused(tmp_path):
 def test_a_missing_library_says_how_to_get_it(name, monkeypatch):
     for library in ("schedulefree", "pytorch_optimizer"):
         monkeypatch.setitem(sys.modules, library, None)
-    with pytest.raises(MissingDependencyError, match=r"pip install 'hyperadam\[baselines\]'"):
+    with pytest.raises(MissingDependencyError, match=r"pip install '\.\[baselines\]'"):
         make_baseline(name).build([torch.nn.Parameter(torch.ones(1))], 1e-3, 0)
 
 
@@ -135,3 +136,12 @@ def test_the_ancestors_weights_are_their_own():
         if name in BUNDLED:
             assert make_baseline(name).default_lr == 1e-3
     assert HyperAdamRule.name in BUNDLED
+
+
+def test_weights_are_described_by_their_digest():
+    lite, default = (load_weights(name).digest() for name in ("lite", "default"))
+    vh = "variational-hyperadam"
+    assert describe_learned(vh, default).endswith("with the bundled weights default")
+    assert describe_learned(f"{vh}@lite", lite).endswith("with the bundled weights lite")
+    assert describe_learned(vh, lite).endswith("weights that were bundled before as default")
+    assert describe_learned(f"{vh}@default", lite).endswith("weights from a file named default")

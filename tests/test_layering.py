@@ -17,10 +17,11 @@ BASE = {"errors"}
 # Each part of the package, and the parts that it may import.
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
-    "files": set(),
+    "files": BASE,
     "interrupt": set(),
     "schedule": set(),
     "source": set(),
+    "device": BASE,
     "ranks": BASE,
     "config": BASE,
     "tensor_file": BASE | {"files"},
@@ -32,6 +33,7 @@ ALLOWED: dict[str, set[str]] = {
     "metatrain": BASE
     | {
         "config",
+        "device",
         "files",
         "interrupt",
         "kernels",
@@ -46,6 +48,7 @@ ALLOWED: dict[str, set[str]] = {
     "evaluation": BASE
     | {
         "baselines",
+        "device",
         "files",
         "interrupt",
         "optim",

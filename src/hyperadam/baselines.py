@@ -12,7 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hyperadam.errors import ConfigError, MissingDependencyError, WeightsError, unknown_name
+from hyperadam.errors import (
+    ConfigError,
+    WeightsError,
+    missing_extra,
+    unknown_name,
+)
 from hyperadam.optim import (
     DMoptimizer,
     HyperAdam,
@@ -62,9 +67,7 @@ def _of_library(library: str, kind: str) -> Build:
         try:
             module = importlib.import_module(library)
         except ImportError:
-            raise MissingDependencyError(
-                f"{kind} comes from the library {library}: pip install 'hyperadam[baselines]'"
-            ) from None
+            raise missing_extra(f"{kind} comes from the library {library}", "baselines") from None
         optimizer: torch.optim.Optimizer = getattr(module, kind)(params, lr=lr)
         return optimizer
 
@@ -184,8 +187,11 @@ def describe_learned(name: str, digest: str) -> str:
     about = LEARNED[rule].about
     if digest == RELEASED_DIGEST:
         return f"{about}, with the weights that the authors released"
-    if not weights or weights in bundled_weights():
-        return f"{about}, with the bundled weights {weights or LEARNED[rule].weights}"
+    bundled = weights or LEARNED[rule].weights
+    if bundled in bundled_weights() and load_weights(bundled).digest() == digest:
+        return f"{about}, with the bundled weights {bundled}"
+    if not weights:
+        return f"{about}, with weights that were bundled before as {bundled}"
     return f"{about}, with weights from a file named {weights}"
 
 
@@ -213,7 +219,7 @@ def make_baselines(texts: Sequence[str]) -> list[Baseline]:
         baseline = make_baseline(text)
         twin = found.setdefault(baseline.name, baseline)
         if twin.weights != baseline.weights:
-            raise ConfigError(f"two weights files would both be called {baseline.name}: rename one")
+            raise ConfigError(f"two weights would both be called {baseline.name}: rename a file")
     if not found:
         raise ConfigError(f"name one or more optimizers: {', '.join(OPTIMIZER_NAMES)}")
     return list(found.values())

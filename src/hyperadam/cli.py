@@ -242,6 +242,12 @@ def _add_evaluate(commands: argparse._SubParsersAction[_Parser]) -> None:
         metavar="N",
         help="runs at a time, which share the cores (%(default)s)",
     )
+    evaluation.add_argument(
+        "--device",
+        default="cpu",
+        metavar="NAME",
+        help="where to train: cpu, cuda or cuda:N (%(default)s)",
+    )
     _add_data_dir(evaluation)
     evaluation.set_defaults(run=_evaluate)
 
@@ -414,6 +420,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
             arguments.out,
             jobs=arguments.jobs,
             data_dir=arguments.data_dir,
+            device=arguments.device,
             ranks=ranks,
             progress=progress,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 PLAIN_WIDTH = 120
 """Columns where the output is no terminal, so that tables in files are not cut."""
 
+PLAIN_SECONDS = 60.0
+"""Where there is no terminal for a bar, a line says that often how far it is."""
+
 
 def print_table(table: Table) -> None:
     """Print a table to standard output."""
@@ -52,6 +56,20 @@ def progress_bar(*columns: ProgressColumn, shown: bool = True) -> Progress:
     )
 
 
+class _Log:
+    """A line now and then where a bar would not be seen before its end."""
+
+    def __init__(self, bar: Progress) -> None:
+        self._console = None if bar.disable or bar.console.is_terminal else bar.console
+        self._due = time.monotonic() + PLAIN_SECONDS
+
+    def say(self, done: int, total: int, text: str) -> None:
+        """Print it, if it is time."""
+        if self._console is not None and time.monotonic() >= self._due:
+            self._console.print(f"{done}/{total} {text}", highlight=False, soft_wrap=True)
+            self._due = time.monotonic() + PLAIN_SECONDS
+
+
 @contextmanager
 def meta_train_progress(
     shown: bool,
@@ -66,6 +84,7 @@ def meta_train_progress(
     """
     with progress_bar(TextColumn("{task.description}"), shown=shown) as bar:
         task = bar.add_task("", total=None, visible=False)
+        log = _Log(bar)
         inner_steps = 0  # of a meta-step, over all its tasks
 
         def started(trainer: MetaTrainer) -> None:
@@ -78,12 +97,10 @@ def meta_train_progress(
 
         def progress(record: MetaStep) -> None:
             rate = (bar.tasks[task].speed or math.nan) * inner_steps
-            bar.update(
-                task,
-                completed=record.index,
-                description=f"meta-loss {record.meta_loss:.3f} loss {record.inner_loss:.3f} "
-                f"KL {record.kl:.2g} {rate:.0f} steps/s",
-            )
+            text = f"meta-loss {record.meta_loss:.3f} loss {record.inner_loss:.3f} "
+            text += f"KL {record.kl:.2g} {rate:.0f} steps/s"
+            bar.update(task, completed=record.index, description=text)
+            log.say(record.index, round(bar.tasks[task].total or 0), text)
 
         yield started, progress
 
@@ -100,18 +117,14 @@ def evaluation_progress(shown: bool) -> Iterator[Callable[[EvaluationProgress], 
     """
     with progress_bar(TextColumn("{task.description}"), shown=shown) as bar:
         task = bar.add_task("", total=None, visible=False)
+        log = _Log(bar)
 
         def progress(now: EvaluationProgress) -> None:
             run = now.latest
             kind = "tuning" if run.is_tuning else f"seed {run.seed}"
-            bar.update(
-                task,
-                completed=now.made,
-                total=now.known,
-                visible=True,
-                description=f"{run.task} {run.optimizer} lr {run.lr:g} {kind}: "
-                f"{run.final_loss:.4g}",
-            )
+            text = f"{run.task} {run.optimizer} lr {run.lr:g} {kind}: {run.final_loss:.4g}"
+            bar.update(task, completed=now.made, total=now.known, visible=True, description=text)
+            log.say(now.made, now.known, text)
 
         yield progress
 

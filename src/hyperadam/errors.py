@@ -50,3 +50,8 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
         more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
         parts.append(f"known: {', '.join(names[:MAX_LISTED])}{more}")
     return ": ".join([parts[0], " ".join(parts[1:])])
+
+
+def missing_extra(what: str, extra: str) -> MissingDependencyError:
+    """Says what needs a library that is not installed, and which extra brings it."""
+    return MissingDependencyError(f"{what}: pip install '.[{extra}]' in hyperadam's folder")

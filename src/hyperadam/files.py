@@ -1,10 +1,24 @@
-"""Files that are written whole or not at all."""
+"""Folders that are made, and files that are written whole or not at all."""
 
 from __future__ import annotations
 
 import os
 import tempfile
 from pathlib import Path
+
+from hyperadam.errors import RunError
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder where it is missing, and those above it.
+
+    Raises:
+        RunError: there is a file in its place.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise RunError(f"{path} can't be made a folder: there is a file in its place") from None
 
 
 def atomic_write(path: Path, content: bytes) -> None:

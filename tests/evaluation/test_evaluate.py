@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from conftest import make_weights
 from evaluation.making import make_record
@@ -69,7 +70,7 @@ def test_a_part_of_a_suite():
     assert tasks_of(suite, ("sine-*", "mnist-mlp2-*")) == (
         "mnist-mlp2-sigmoid", "sine-lstm1", "sine-lstm2", "sine-lstm1-smallnoise",
     )  # fmt: skip
-    with pytest.raises(ConfigError, match="no task of the suite paper-100"):
+    with pytest.raises(ConfigError, match="unknown task of the suite paper-100"):
         tasks_of(suite, ("digits-*",))
     with pytest.raises(ConfigError, match="did you mean"):
         tasks_of(suite, ("sine-lstm",))
@@ -97,7 +98,16 @@ def test_bad_jobs_and_names(tmp_path):
         evaluate(config(), tmp_path, jobs=0)
     with pytest.raises(ConfigError, match="did you mean 'adam'"):
         evaluate(config(optimizers=("adma",)), tmp_path)
+    with pytest.raises(ConfigError, match="device must be cpu, cuda or cuda:N; got 'gpu'"):
+        evaluate(config(), tmp_path, device="gpu")
+    missing = f"cuda:{torch.cuda.device_count()}"
+    with pytest.raises(ConfigError, match=f"'{missing}' is not there"):
+        evaluate(config(), tmp_path, device=missing)
     assert not (tmp_path / RUNS).exists()
+    (tmp_path / "file").write_text("")
+    for place in ("file", "file/below"):
+        with pytest.raises(RunError, match=f"{place} can't be made a folder: there is a file"):
+            evaluate(config(), tmp_path / place)
 
 
 # -- which runs are wanted -------------------------------------------------------------------------
@@ -130,6 +140,20 @@ def test_all_of_a_grid_that_is_there_counts():
     far = [one.key(lr, FIRST_TUNING_SEED) for lr in (3e-2, 1e-1, 3e-1)]
     done = finished([*one.wanted({}), *far], lambda lr: 1.0 if lr != 1e-1 else 0.5)
     assert {key.lr for key in one.wanted(done)} == {1e-1} == {best_lr(done.values())}
+
+
+def test_a_grid_is_judged_by_as_many_seeds_as_it_has():
+    """By one seed 1e-2 would be best. With two of each, as a report sees them, it is 1e-3."""
+    one, two = cell(tuning_seeds=1), cell(tuning_seeds=2)
+    done = finished(two.wanted({}), lambda lr: 1.0 if lr == 1e-3 else 2.0)
+    first = one.key(1e-2, FIRST_TUNING_SEED)
+    done |= finished([first], lambda _: 0.5)
+    second = one.key(1e-2, FIRST_TUNING_SEED + 1)
+    done |= finished([second], lambda _: 9.0)
+    assert {key.lr for key in one.wanted(done)} == {1e-3} == {best_lr(done.values())}
+    # A learning rate that has one seed only is completed, if it is on the way.
+    del done[second]
+    assert one.wanted(done) == [second]
 
 
 def test_only_what_is_missing_is_wanted():
@@ -207,7 +231,7 @@ def test_missing_data_is_told_before_anything_runs(tmp_path):
 def test_a_missing_library_is_told_before_anything_runs(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "schedulefree", None)
     both = config(optimizers=("adam", "schedulefree-adamw"))
-    with pytest.raises(MissingDependencyError, match=r"hyperadam\[baselines\]"):
+    with pytest.raises(MissingDependencyError, match=r"'\.\[baselines\]'"):
         evaluate(both, tmp_path)
     assert not (tmp_path / RUNS).exists()
 

@@ -117,3 +117,18 @@ def test_tracing_changes_nothing():
     record = tracer.to_record()
     assert record["at"] == [0, 3]
     assert record["layers"] == list(task.init_params(make_generator(0)))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", ["digits-cnn1-bn", "digits-mlp1-sigmoid", "sine-lstm1"])
+@pytest.mark.parametrize("optimizer", ["adam", "variational-hyperadam"])
+def test_a_gpu_agrees_but_for_rounding(name, optimizer):
+    factory = build(optimizer, 1e-3)
+    cpu, gpu = (
+        train(make_task(name), factory, seed=0, steps=10, device=torch.device(device))
+        for device in ("cpu", "cuda")
+    )
+    np.testing.assert_allclose(gpu.train_loss_T, cpu.train_loss_T, rtol=1e-3)
+    for metric, value in cpu.metrics.items():
+        assert gpu.metrics[metric] == pytest.approx(value, rel=1e-2)
+    assert 0 < gpu.peak_bytes < cpu.peak_bytes

@@ -483,7 +483,7 @@ class OnlyOn(TorchDispatchMode):
 def test_all_of_an_unroll_is_on_the_device(monkeypatch, tasks, rule):
     """The meta device, where there is no GPU: tensors of a shape without numbers."""
     meta = torch.device("meta")
-    monkeypatch.setattr("hyperadam.metatrain.trainer._existing_device", lambda name: meta)
+    monkeypatch.setattr("hyperadam.metatrain.trainer.existing_device", lambda name: meta)
     config = SMOKE.with_overrides(["device=cuda", f"tasks_per_step={tasks}", f"rule={rule}"])
     trainer = MetaTrainer(config)
     (runs,) = trainer.in_flight

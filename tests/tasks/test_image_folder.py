@@ -199,7 +199,7 @@ def test_a_broken_image_is_named(copied, spoil):
 
 def test_without_the_extra(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "PIL.Image", None)
-    with pytest.raises(MissingDependencyError, match=r"pip install 'hyperadam\[data\]'"):
+    with pytest.raises(MissingDependencyError, match=r"pip install '\.\[data\]'"):
         load_data("imagenet", tmp_path)
 
 

@@ -129,7 +129,7 @@ def test_from_the_hub(monkeypatch, folder):
 
 def test_without_the_extra(monkeypatch, folder):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(MissingDependencyError, match=r"pip install 'hyperadam\[data\]'"):
+    with pytest.raises(MissingDependencyError, match=r"pip install '\.\[data\]'"):
         load_data("mnist", folder)
 
 

@@ -47,7 +47,7 @@ def test_a_text_file(shakespeare):
     data = load_data("shakespeare", shakespeare)
     assert torch.equal(data.train, encode_text(TEXT[:1800]))
     assert torch.equal(data.val, encode_text(TEXT[1800:]))
-    assert make_task("shakespeare-transformer", shakespeare).examples.name == "shakespeare"
+    assert make_task("shakespeare-transformer", shakespeare).examples.data is data
 
 
 def test_targets_are_the_characters_that_follow(shakespeare):
@@ -153,5 +153,5 @@ def test_without_the_extra(monkeypatch, shakespeare):
     monkeypatch.setitem(sys.modules, "datasets", None)
     assert load_data("shakespeare", shakespeare).name
     load_data.cache_clear()
-    with pytest.raises(MissingDependencyError, match=r"pip install 'hyperadam\[data\]'"):
+    with pytest.raises(MissingDependencyError, match=r"pip install '\.\[data\]'"):
         load_data("shakespeare")

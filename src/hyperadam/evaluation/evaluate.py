@@ -29,8 +29,9 @@ from typing import Literal
 import torch
 
 from hyperadam.baselines import Baseline, make_baseline, make_baselines
+from hyperadam.device import existing_device, is_device_name
 from hyperadam.errors import ConfigError, RunError, unknown_name
-from hyperadam.evaluation.harness import train
+from hyperadam.evaluation.harness import CPU, train
 from hyperadam.evaluation.records import (
     FIRST_TUNING_SEED,
     Record,
@@ -159,15 +160,24 @@ class Cell:
         if config.lr == "default" or (config.lr == "standard" and baseline.learned):
             return baseline.default_lr
         assert config.tuning_seeds is not None
-        keys = {
-            place: [self.key(lr, seed) for seed in tuning_seeds(config.tuning_seeds)]
-            for place, lr in places_and_lrs(baseline.default_lr)
-        }
-        # All that are there count, as in a report, also those that an older search had come to.
+        lrs = dict(places_and_lrs(baseline.default_lr))
+
+        def row(place: int, seeds: int) -> list[RunKey]:
+            return [self.key(lrs[place], seed) for seed in tuning_seeds(seeds)]
+
+        def is_there(place: int, seeds: int) -> bool:
+            return all(key in done for key in row(place, seeds))
+
+        # Where an older search took more seeds, a report judges by those, and so does this one; all
+        # learning rates that it came to count.
+        count = config.tuning_seeds
+        while any(is_there(place, count + 1) for place in lrs):
+            count += 1
+        keys = {place: row(place, count) for place in lrs}
         losses = {
-            place: sum(done[key].final_loss for key in row) / len(row)
-            for place, row in keys.items()
-            if all(key in done for key in row)
+            place: sum(done[key].final_loss for key in keys[place]) / count
+            for place in lrs
+            if is_there(place, count)
         }
         if places := more_places(losses):
             return [key for place in places for key in keys[place] if key not in done]
@@ -212,6 +222,7 @@ def evaluate(
     *,
     jobs: int = 1,
     data_dir: Path | None = None,
+    device: str = "cpu",
     ranks: Ranks = ALONE,
     progress: Callable[[Progress], None] = lambda _: None,
 ) -> Outcome:
@@ -224,6 +235,7 @@ def evaluate(
         folder: of the results, ``runs.jsonl``.
         jobs: how many runs at a time, each in a process with its share of the cores.
         data_dir: see :func:`hyperadam.tasks.load_data`.
+        device: where networks are trained: ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
         ranks: the processes that share the tasks and optimizers, each with ``jobs`` of its own, and
             write one folder.
         progress: called after each run.
@@ -232,7 +244,7 @@ def evaluate(
         What was done, by all ranks together.
 
     Raises:
-        ConfigError: an unknown name, or an impossible value.
+        ConfigError: an unknown name, an impossible value, or a device that is not there.
         DataError: a data set can't be had.
         RunError: another process is at work in the folder, a worker died, or runs failed; the
             others are kept.
@@ -240,6 +252,9 @@ def evaluate(
     """
     if jobs < 1:
         raise ConfigError(f"jobs must be at least 1; got {jobs}")
+    if not is_device_name(device):
+        raise ConfigError(f"device must be cpu, cuda or cuda:N; got {device!r}")
+    existing_device(device)
     baselines = make_baselines(config.optimizers)
     for baseline in baselines:  # a library that is missing is told before hours have gone by
         baseline.build([torch.nn.Parameter(torch.zeros(1))], baseline.default_lr, 0)
@@ -253,7 +268,7 @@ def evaluate(
     store = RunStore(folder, ranks.rank)
     with contextlib.ExitStack() as held:
         there = _open_for_all(store, ranks, held)
-        pool = held.enter_context(_workers(jobs, data_dir))
+        pool = held.enter_context(_workers(jobs, data_dir, device))
         stopped = held.enter_context(interruption())
         done = {record.key: record for record in there}
         made: list[Record] = []
@@ -336,16 +351,17 @@ def _probe(pool: ProcessPoolExecutor, tasks: Sequence[str]) -> None:
 # -- in the workers --------------------------------------------------------------------------------
 
 _data_dir: Path | None = None
+_device = CPU
 
 
 @contextlib.contextmanager
-def _workers(jobs: int, data_dir: Path | None) -> Iterator[ProcessPoolExecutor]:
+def _workers(jobs: int, data_dir: Path | None, device: str) -> Iterator[ProcessPoolExecutor]:
     threads = max(1, torch.get_num_threads() // jobs)
     pool = ProcessPoolExecutor(
         jobs,
         mp_context=multiprocessing.get_context("spawn"),
         initializer=_begin_worker,
-        initargs=(threads, data_dir, os.getpid()),
+        initargs=(threads, data_dir, device, os.getpid()),
     )
     try:
         yield pool
@@ -358,9 +374,9 @@ def _workers(jobs: int, data_dir: Path | None) -> Iterator[ProcessPoolExecutor]:
             process.join()
 
 
-def _begin_worker(threads: int, data_dir: Path | None, parent: int) -> None:
-    global _data_dir
-    _data_dir = data_dir
+def _begin_worker(threads: int, data_dir: Path | None, device: str, parent: int) -> None:
+    global _data_dir, _device
+    _data_dir, _device = data_dir, torch.device(device)
     torch.set_num_threads(threads)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -398,6 +414,7 @@ def _run(key: RunKey, text: str, suite: str) -> Record:
         schedule=key.schedule,
         validate=reported,
         tracer=tracer,
+        device=_device,
     )
     record = Record(
         **dataclasses.asdict(key),
@@ -413,7 +430,7 @@ def _run(key: RunKey, text: str, suite: str) -> Record:
         diverged=run.diverged,
         suite=suite,
         version=version("hyperadam"),
-        machine=machine(),
+        machine=machine(_device),
         source=source_version(),
         trace=None if tracer is None else tracer.to_record(),
     )
@@ -425,11 +442,13 @@ def _finite(value: float | None) -> float | None:
     return None if value is None or not math.isfinite(value) else float(f"{value:.6g}")
 
 
-def machine() -> str:
-    """The machine in words: processor, cores, threads of a run, torch."""
+def machine(device: torch.device = CPU) -> str:
+    """The machine in words: a GPU that is the device, processor, cores, threads of a run, torch."""
     name = platform.machine()
     if sys.platform == "linux":
         found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.M)
         name = found[1] if found else name
+    if device.type == "cuda":
+        name = f"{torch.cuda.get_device_name(device)}, {name}"
     threads = torch.get_num_threads()
     return f"{name}, {os.cpu_count()} cores, threads a run: {threads}, torch {torch.__version__}"

@@ -18,7 +18,9 @@ from torch import Tensor
 from hyperadam.evaluation.records import final_loss, has_diverged
 from hyperadam.evaluation.trace import Tracer
 from hyperadam.schedule import Schedule, lr_scheduler
-from hyperadam.tasks import Task, derive_seed, make_generator
+from hyperadam.tasks import Task, derive_seed, make_generator, move_batch
+
+CPU = torch.device("cpu")
 
 OptimizerFactory = Callable[[Sequence[Tensor]], torch.optim.Optimizer]
 
@@ -34,7 +36,7 @@ class TrainingRun:
         metrics: of the task's held-out data, at the end.
         wall_seconds: of training: batches, gradients, updates. What only measures does not count.
         optimizer_seconds: in ``optimizer.step()`` among them.
-        peak_bytes: peak of the process's memory during the run.
+        peak_bytes: peak memory during the run: the process's, or on a GPU its tensors' there.
     """
 
     train_loss_T: np.ndarray
@@ -64,6 +66,7 @@ def train(
     schedule: Schedule = "none",
     validate: bool = True,
     tracer: Tracer | None = None,
+    device: torch.device = CPU,
 ) -> TrainingRun:
     """Train from scratch.
 
@@ -75,27 +78,30 @@ def train(
         schedule: of the learning rate; see :func:`hyperadam.schedule.lr_factor`.
         validate: compute the task's metrics at the end.
         tracer: records what a learned optimizer predicts.
+        device: where; parameters and batches are drawn on the CPU, the same for all devices.
     """
     initial = task.init_params(make_generator(seed, "params"))
-    params = {name: value.requires_grad_() for name, value in initial.items()}
+    params = {name: value.to(device).requires_grad_() for name, value in initial.items()}
     optimizer = factory(list(params.values()))
     scheduler = lr_scheduler(optimizer, schedule, steps)
     data_seed = derive_seed(seed, "data")
     before, after = np.full(steps, math.nan), np.full(steps, math.nan)
     wall = in_optimizer = 0.0
-    _forget_peak()
+    _forget_peak(device)
     _set_mode(optimizer, training=True)
     for step in range(steps):
         start = time.perf_counter()
-        batch = task.batch(data_seed, step)
+        batch = move_batch(task.batch(data_seed, step), device)
         optimizer.zero_grad()
         loss = task.loss(params, batch)
         loss.backward()
+        _wait_for(device)
         wall += time.perf_counter() - start
         if tracer is not None:
             tracer.before_step(step, optimizer, list(params))
         start = time.perf_counter()
         optimizer.step()
+        _wait_for(device)
         seconds = time.perf_counter() - start
         in_optimizer, wall = in_optimizer + seconds, wall + seconds
         scheduler.step()
@@ -104,7 +110,7 @@ def train(
             after[step] = float(task.loss(params, batch))
         if not (math.isfinite(before[step]) and math.isfinite(after[step])):
             break  # what was never reached is NaN, as it was made
-    peak = _peak_bytes()
+    peak = _peak_bytes(device)
     metrics: dict[str, float] = {}
     if validate:
         with torch.no_grad(), _evaluating(optimizer):
@@ -128,14 +134,24 @@ def _evaluating(optimizer: torch.optim.Optimizer) -> Iterator[None]:
         _set_mode(optimizer, training=True)
 
 
-def _forget_peak() -> None:
-    """Start the account of the process's peak memory anew, where the system can."""
+def _wait_for(device: torch.device) -> None:
+    """Let a GPU finish, so that its time is counted where it was asked for."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _forget_peak(device: torch.device) -> None:
+    """Start the account of the peak memory anew, where the system can."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
-def _peak_bytes() -> int:
+def _peak_bytes(device: torch.device) -> int:
     """Peak memory since :func:`_forget_peak`; where the system can't tell, the process's."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
             if line.startswith("VmHWM:"):

@@ -21,7 +21,6 @@ class PaperFigure:
         optimizer: our name of the optimizer.
         loss: final training loss.
         accuracy: top-1 on the test set, between 0 and 1; None where none is printed.
-        source: the paper.
     """
 
     task: str
@@ -29,7 +28,6 @@ class PaperFigure:
     optimizer: str
     loss: float
     accuracy: float | None = None
-    source: str = AAAI_2019
 
 
 _OPTIMIZERS = ("adam", "dmoptimizer", "rnnprop", "hyperadam")

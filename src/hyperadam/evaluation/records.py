@@ -18,7 +18,7 @@ import filelock
 import numpy as np
 
 from hyperadam.errors import RunError
-from hyperadam.files import atomic_write
+from hyperadam.files import atomic_write, make_folder
 from hyperadam.rule import MAX_SEED
 from hyperadam.schedule import SCHEDULES, Schedule
 
@@ -353,7 +353,7 @@ class RunStore:
             RunError: another process holds it.
             OSError: it can't be made or written.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         try:
             with filelock.FileLock(self.folder / LOCK, timeout=0):
                 yield self._mended()
@@ -373,7 +373,10 @@ class RunStore:
             records += found
             changed = changed or bool(damaged) or bool(text and not text.endswith("\n"))
             for number, _, reason in damaged:
-                print(f"{path}, line {number} is damaged ({reason}): run again", file=sys.stderr)
+                print(
+                    f"{path}, line {number} is damaged ({reason}): kept in {DAMAGED}, run again",
+                    file=sys.stderr,
+                )
             if damaged:
                 with (self.folder / DAMAGED).open("a", encoding="utf-8") as file:
                     file.writelines(f"{line}\n" for _, line, _ in damaged)

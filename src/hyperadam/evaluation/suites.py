@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 
 from hyperadam.errors import ConfigError, unknown_name
-from hyperadam.tasks import TASKS, match_tasks
+from hyperadam.tasks import TASKS
 from hyperadam.tasks.practice import practice_entries
 
 _CNNS = ("cnn1", "cnn1-bn", "cnn2", "cnn2-bn", "cnn2-dropout")
@@ -122,16 +123,14 @@ def tasks_of(suite: Suite, patterns: tuple[str, ...]) -> tuple[str, ...]:
     """The suite's tasks whose names match a pattern, all of them without patterns.
 
     Raises:
-        ConfigError: a pattern that matches no task at all, or none of the suite.
+        ConfigError: a pattern that matches none of them; the message has the near misses.
     """
     if not patterns:
         return suite.tasks
     chosen: set[str] = set()
     for pattern in patterns:
-        found = {entry.name for entry in match_tasks([pattern])} & set(suite.tasks)
+        found = set(fnmatch.filter(suite.tasks, pattern))
         if not found:
-            raise ConfigError(
-                f"{pattern}: no task of the suite {suite.name}, which has {', '.join(suite.tasks)}"
-            )
+            raise ConfigError(unknown_name(f"task of the suite {suite.name}", pattern, suite.tasks))
         chosen |= found
     return tuple(name for name in suite.tasks if name in chosen)

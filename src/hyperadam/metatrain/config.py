@@ -6,13 +6,13 @@ import dataclasses
 import functools
 import json
 import math
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
 from hyperadam.config import from_values
+from hyperadam.device import is_device_name
 from hyperadam.errors import ConfigError, unknown_name
 from hyperadam.kernels import BACKENDS
 from hyperadam.rule import MAX_SEED, Rule, VariationalHyperAdamRule
@@ -150,8 +150,7 @@ class MetaTrainConfig:
         )
         if self.backend not in BACKENDS:
             raise ConfigError(unknown_name("backend", self.backend, BACKENDS))
-        known_device = re.fullmatch(r"cpu|cuda(:\d+)?", self.device) is not None
-        self._require("device", known_device, "cpu, cuda or cuda:N")
+        self._require("device", is_device_name(self.device), "cpu, cuda or cuda:N")
         self._require("perturbations", self.perturbations >= 0, "at least 0")
         for name in ("lr", "meta_lr", "perturbation_scale"):
             value = getattr(self, name)

@@ -21,7 +21,7 @@ import filelock
 
 from hyperadam.config import from_values
 from hyperadam.errors import ConfigError, RunError
-from hyperadam.files import atomic_write
+from hyperadam.files import atomic_write, make_folder
 from hyperadam.interrupt import interruption
 from hyperadam.metatrain.checkpoint import load_checkpoint, save_checkpoint
 from hyperadam.metatrain.config import MetaTrainConfig
@@ -82,7 +82,7 @@ class RunFolder:
             RunError: another process holds it.
             OSError: it can't be made or written.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path)
         try:
             with filelock.FileLock(self / LOCK, timeout=0):
                 for name in FILES:  # half-written files of a process that was killed

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from hyperadam.device import existing_device
 from hyperadam.errors import ConfigError
 from hyperadam.kernels import differentiable_rule
 from hyperadam.metatrain.config import MetaTrainConfig
@@ -45,19 +46,6 @@ class MetaStep:
 
 
 HISTORY_COLUMNS = tuple(field.name for field in dataclasses.fields(MetaStep))
-
-
-def _existing_device(name: str) -> torch.device:
-    """The device of a name, if it is there.
-
-    Raises:
-        ConfigError: it is not.
-    """
-    device = torch.device(name)
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if device.type == "cuda" and (device.index or 0) >= count:
-        raise ConfigError(f"device {name!r} is not there: PyTorch sees {count} CUDA devices")
-    return device
 
 
 def _initial_theta(config: MetaTrainConfig) -> dict[str, Tensor]:
@@ -114,7 +102,7 @@ class MetaTrainer:
         self.ranks = ranks
         self.config = config
         self._base_tasks = {name: make_task(name, data_dir) for name in config.task_names}
-        self.device = _existing_device(config.device)
+        self.device = existing_device(config.device)
         self.rule = differentiable_rule(config.rule, config.backend, self.device)
         theta = _initial_theta(config)
         self.theta = {name: value.to(self.device).requires_grad_() for name, value in theta.items()}

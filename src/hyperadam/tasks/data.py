@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hyperadam.errors import DataError, MissingDependencyError, unknown_name
+from hyperadam.errors import DataError, missing_extra, unknown_name
 from hyperadam.tasks.base import make_generator
 from hyperadam.tasks.image_folder import ImageFolder, load_image_folder
 from hyperadam.tasks.text import SHAKESPEARE, TextData, load_pydoc, load_shakespeare
@@ -218,9 +218,7 @@ def _load_images(name: str, data_dir: Path | None) -> ClassificationData:
     try:
         import datasets
     except ImportError:
-        raise MissingDependencyError(
-            f"{name} is read with the library datasets: pip install 'hyperadam[data]'"
-        ) from None
+        raise missing_extra(f"{name} is read with the library datasets", "data") from None
     source = SOURCES[name]
     images, labels = {}, {}
     for split in ("train", "test"):

@@ -33,10 +33,6 @@ class ImageExamples:
     augment: bool = False
     reconstruct: bool = False
 
-    @property
-    def name(self) -> str:
-        return self.data.name
-
     def batch(self, seed: int, step: int) -> tuple[Tensor, Tensor]:
         labels = self.data.train_labels
         indices = batch_indices(len(labels), self.batch_size, seed, step)
@@ -99,10 +95,6 @@ class SineExamples:
     noise: float
     batch_size: int = 128
 
-    @property
-    def name(self) -> str:
-        return "sine"
-
     def batch(self, seed: int, step: int) -> tuple[Tensor, Tensor]:
         return self._draw(make_generator(seed, "sine", step), self.batch_size)
 
@@ -136,10 +128,6 @@ class AutoregressiveExamples:
 
     noise: float = 0.1
     batch_size: int = 64
-
-    @property
-    def name(self) -> str:
-        return "autoregressive"
 
     def batch(self, seed: int, step: int) -> tuple[Tensor, Tensor]:
         return self._draw(make_generator(seed, "autoregressive", step), self.batch_size)

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hyperadam.errors import DataError, MissingDependencyError
+from hyperadam.errors import DataError, missing_extra
 from hyperadam.tasks.base import batch_indices, make_generator
 
 EXTENSIONS = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
@@ -74,9 +74,7 @@ def load_image_folder(name: str, root: Path, advice: str) -> ImageFolder:
     try:
         import PIL.Image  # noqa: F401
     except ImportError:
-        raise MissingDependencyError(
-            f"{name} is read with the library pillow: pip install 'hyperadam[data]'"
-        ) from None
+        raise missing_extra(f"{name} is read with the library pillow", "data") from None
     classes, held_out = (_classes(root / split, advice) for split in ("train", "val"))
     if unknown := sorted(set(held_out) - set(classes)):
         raise DataError(
@@ -142,10 +140,6 @@ class ImageFolderExamples:
     data: ImageFolder
     batch_size: int = 128
     size: int = 224
-
-    @property
-    def name(self) -> str:
-        return self.data.name
 
     def batch(self, seed: int, step: int) -> tuple[Tensor, Tensor]:
         labels = self.data.train_labels

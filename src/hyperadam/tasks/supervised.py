@@ -41,10 +41,6 @@ class Network(Protocol):
 class Examples(Protocol):
     """A data set, or what makes one."""
 
-    @property
-    def name(self) -> str:
-        """Of the data."""
-
     def batch(self, seed: int, step: int) -> tuple[Tensor, Tensor]:
         """Inputs and targets of a training step."""
 
@@ -119,12 +115,15 @@ class SupervisedTask:
 
     def validate(self, params: Params) -> dict[str, float]:
         """The objective's metrics, without the weight decay."""
-        calibration = (self.examples.batch(0, step)[0] for step in range(CALIBRATION_BATCHES))
+        device = next(iter(params.values())).device
+        steps = range(CALIBRATION_BATCHES)
+        calibration = (self.examples.batch(0, step)[0].to(device) for step in steps)
         predict = self.network.predictor(params, calibration)
         totals: dict[str, float] = {}
         count = 0
         for inputs, targets in self.examples.validation():
             count += len(targets)
-            for name, value in self.objective.metrics(predict(inputs), targets).items():
+            outputs = predict(inputs.to(device))
+            for name, value in self.objective.metrics(outputs, targets.to(device)).items():
                 totals[name] = totals.get(name, 0.0) + len(targets) * float(value)
         return {name: total / count for name, total in totals.items()}

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hyperadam.errors import DataError, MissingDependencyError
+from hyperadam.errors import DataError, missing_extra
 from hyperadam.tasks.base import make_generator
 
 VOCABULARY = 97
@@ -97,9 +97,7 @@ def _from_hub() -> str:
     try:
         import datasets
     except ImportError:
-        raise MissingDependencyError(
-            "shakespeare is fetched with the library datasets: pip install 'hyperadam[data]'"
-        ) from None
+        raise missing_extra("shakespeare is fetched with the library datasets", "data") from None
     try:
         # The page itself holds a program, which the library no longer runs; this branch has what it
         # makes. Its splits are the text in three pieces.
@@ -126,10 +124,6 @@ class TextExamples:
     data: TextData
     batch_size: int = 32
     context: int = CONTEXT
-
-    @property
-    def name(self) -> str:
-        return self.data.name
 
     def batch(self, seed: int, step: int) -> tuple[Tensor, Tensor]:
         """Pieces from places drawn at random."""

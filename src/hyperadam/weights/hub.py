@@ -14,7 +14,7 @@ import warnings
 from pathlib import Path
 from types import ModuleType
 
-from hyperadam.errors import MissingDependencyError, WeightsError
+from hyperadam.errors import WeightsError, missing_extra
 
 PREFIX = "hf://"
 SUFFIX = ".safetensors"
@@ -170,9 +170,7 @@ def library() -> ModuleType:
         for part in ("constants", "errors"):
             importlib.import_module(f"huggingface_hub.{part}")
     except ImportError:
-        raise MissingDependencyError(
-            f"{PREFIX} addresses need the library huggingface_hub: pip install 'hyperadam[hub]'"
-        ) from None
+        raise missing_extra(f"{PREFIX} addresses need the library huggingface_hub", "hub") from None
     return library
 
 

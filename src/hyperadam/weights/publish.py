@@ -30,7 +30,7 @@ tags:
 # {title}
 
 Weights of {rule}, a meta-trained optimizer for PyTorch, made with
-[hyperadam](https://pypi.org/project/hyperadam/).
+hyperadam.
 
 | | |
 |---|---|
@@ -43,7 +43,7 @@ optimizer = {optimizer}(model.parameters(), weights="{address}")
 ```
 
 ```bash
-pip install 'hyperadam[hub]'
+pip install '.[hub]'   # in hyperadam's folder
 hyperadam weights show {address}
 hyperadam evaluate --suite digits --optimizers adam,{rule}@{address} --out results
 ```
