@@ -96,3 +96,21 @@ def test_unknown_schedules_are_no_weights():
     with pytest.raises(WeightsError, match=r"unknown schedule 'cosin'.*did you mean 'cosine'"):
         optimizer_with("cosin")
     assert "recommended_scheduler" in hyperadam.__all__
+
+
+def test_a_wrapped_optimizer():
+    class Wrapper(torch.optim.Optimizer):
+        def __init__(self, optimizer):
+            self.optimizer = optimizer
+            self.param_groups = optimizer.param_groups
+            self.defaults = optimizer.defaults
+
+        def step(self, closure=None):
+            return self.optimizer.step(closure)
+
+    own, wrapped = optimizer_with("cosine"), optimizer_with("cosine")
+    expected = learning_rates(own, recommended_scheduler(own, 4), 6)
+    outer = Wrapper(Wrapper(wrapped))
+    assert learning_rates(outer, recommended_scheduler(outer, 4), 6) == expected
+    with pytest.raises(TypeError, match="SGD has no weights"):
+        recommended_scheduler(Wrapper(torch.optim.SGD([torch.nn.Parameter(torch.ones(1))])), 4)

@@ -117,8 +117,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
     _step_supports_amp_scaling = True
     """``GradScaler`` leaves it to :meth:`step` to divide by the scale and to skip overflows."""
 
-    _warned = False
-    """Whether a skipped step was warned of."""
+    _unexpected_skips = 0
+    """Skipped steps that no ``GradScaler`` deals with, as far as they were seen."""
 
     def __init__(
         self,
@@ -222,7 +222,12 @@ class LearnedOptimizer(torch.optim.Optimizer):
     def _check_hyperparameters(self, group: dict[str, Any]) -> None:
         for name in ("lr", "weight_decay"):
             if _is_bad(group[name]):
-                raise ConfigError(f"{name} must be a number, at or above 0; got {group[name]!r}")
+                form = " (a Tensor of shape ())" if isinstance(group[name], Tensor) else ""
+                hint = "; weights are given by name: weights=..." if name == "lr" else ""
+                raise ConfigError(
+                    f"{name} must be a number{form}, at or above 0; got {group[name]!r}"
+                    + (hint if isinstance(group[name], str) else "")
+                )
         for name in ("sample", "seed"):
             if name in group and name not in self.defaults:
                 raise ConfigError(f"{type(self).__name__} draws no noise: it has no {name!r}")
@@ -560,12 +565,16 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
     def _skip(self, *, warn: bool) -> None:
         self._skipped += 1
-        if warn and not self._warned:
-            self._warned = True
+        if not warn:
+            return
+        self._unexpected_skips += 1
+        count = self._unexpected_skips
+        if count in (10**digits for digits in range(len(str(count)))):
+            so_far = "" if count == 1 else f" ({count} have been by now)"
             warnings.warn(
                 "a gradient holds NaN or infinity, or a number too large to be squared: this step "
-                "is skipped, parameters and state stay as they are; later ones are skipped without "
-                "a word and counted in optimizer.skipped_steps",
+                f"is skipped{so_far}, parameters and state stay as they are; optimizer."
+                "skipped_steps counts, and the 10th, 100th, ... are told again",
                 RuntimeWarning,
                 stacklevel=_level_of_caller(),
             )
@@ -721,7 +730,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
         require(sizes == own_sizes, f"its groups have {sizes} parameters, not {own_sizes}")
         own_id = self.weights.digest()
         for group in groups:
-            found = str(group.get("weights_id"))
+            require("weights_id" in group, "it is another optimizer's")
+            found = str(group["weights_id"])
             require(
                 found == own_id,
                 f"it was made with the weights {found[:12]}, the optimizer has {own_id[:12]}; "

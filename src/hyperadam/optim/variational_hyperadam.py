@@ -35,7 +35,10 @@ class VariationalHyperAdam(LearnedOptimizer):
     Args:
         params: parameters, or groups with their own ``lr``, ``weight_decay``,
             ``decoupled_weight_decay``, ``sample``, ``seed`` and ``maximize``.
-        lr: learning rate; None takes the one that the weights were meta-trained for.
+        lr: learning rate; None takes the one that the weights were meta-trained for. It is not
+            on Adam's scale: a coordinate moves by many times ``lr`` a step (``docs/pytorch.md``).
+            In layers with more inputs than the weights' ``fan_in_base`` it is multiplied by
+            ``sqrt(fan_in_base / inputs)``.
         weights: a bundled name, a path to a weights file, or :class:`hyperadam.Weights`.
         weight_decay: coefficient of the L2 penalty.
         decoupled_weight_decay: decay the parameters directly, by ``lr * weight_decay``, as
@@ -49,8 +52,9 @@ class VariationalHyperAdam(LearnedOptimizer):
             stochastic rounding of what accumulates.
         nonfinite: for a gradient that holds NaN, infinity or a number beyond 1e15 (1e140 in
             float64), whose square would spoil the state for good: ``"skip"`` leaves parameters
-            and state as they are, counts in ``skipped_steps`` and, on a CPU, warns once; a GPU
-            only counts, since a warning would have to wait for it. ``"raise"`` raises.
+            and state as they are, counts in ``skipped_steps`` and, on a CPU, warns of the 1st,
+            10th, 100th, ...; a GPU only counts, since a warning would have to wait for it.
+            ``"raise"`` raises.
         maximize: ascend in place of descend.
         shard_of: with ``ZeroRedundancyOptimizer``, which gives each process some of the
             parameters: those of all processes, in the model's order (``docs/distributed.md``).

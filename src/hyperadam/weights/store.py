@@ -53,7 +53,7 @@ class Weights:
     """
 
     rule: Rule
-    theta: dict[str, Tensor]
+    theta: dict[str, Tensor] = dataclasses.field(repr=False)
     lr: float
     schedule: str = "none"
     preset: str = "unknown"
