@@ -92,7 +92,7 @@ class Entry:
 
     @functools.cached_property
     def losses_before(self) -> np.ndarray:
-        """As :attr:`losses`, each step's loss taken before the update: on a batch to come."""
+        """As :attr:`losses`, each step's loss taken before the update: on a new batch."""
         return self._of_finished([final_loss(run.train_loss) for run in self.runs])
 
     @functools.cached_property
