@@ -137,7 +137,7 @@ def through_a_file(state_dict):
 
 # -- construction --------------------------------------------------------------------------------
 
-OWN_WORDS = {"Tensor lr must be 1-element": "lr must be a number, at or above 0; got tensor"}
+OWN_WORDS = {"Tensor lr must be 1-element": r"lr must be a number \(a Tensor of shape \(\)\)"}
 """Where a message of ours stands for PyTorch's."""
 
 
