@@ -192,6 +192,8 @@ def test_fitting_each_batch_alone_shows(tmp_path):
     (standing,) = [t for t in Tables(page).tables if t[0][0] == "optimizer"]
     row = next(row for row in standing if row[0].startswith("variational"))
     assert dict(zip(standing[0], row, strict=True))["validation | loss"] == "—"
+    assert row[5] == "0.50× / 2.00× / —"
+    assert "on validation data —." in re.sub("<[^>]+>", "", page)
 
 
 def test_both_renderings_say_the_same(small_report):

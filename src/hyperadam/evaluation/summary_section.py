@@ -34,7 +34,6 @@ from hyperadam.evaluation.series import Group, Measure, Series
 
 MAX_FACTOR = 100.0
 
-
 _MEASURES: tuple[Measure, ...] = ("losses", "losses_before", "val_losses")
 
 
@@ -96,9 +95,14 @@ def _standing(group: Group, series: Series) -> _Standing | None:
 
 
 def _ratio_cell(ratio: float, small: str = "") -> Cell:
+    """A ratio; what is missing where it was not measured."""
     if math.isnan(ratio):
         return look.MISSING
     return Cell(look.ratio(ratio), tint=look.tint(ratio), small=small)
+
+
+def _words(ratios: Sequence[float]) -> list[str]:
+    return [_ratio_cell(ratio).text for ratio in ratios]
 
 
 def _row(group: Group, standing: _Standing) -> tuple[str, tuple[Cell, ...]]:
@@ -121,7 +125,7 @@ def _row(group: Group, standing: _Standing) -> tuple[str, tuple[Cell, ...]]:
             _ratio_cell(standing.ratios[n], "" if itself else lower[n])
             for n in range(1, len(_MEASURES))
         ),
-        Cell(" / ".join(map(look.ratio, standing.common)))
+        Cell(" / ".join(_words(standing.common)))
         if not math.isnan(standing.common[0])
         else look.MISSING,
         Cell(f"{sum(e.diverged for e in counted)} of {sum(len(e.runs) for e in counted)}"),
@@ -155,7 +159,7 @@ def summary_blocks(group: Group, key: str, lines: look.Lines) -> Iterator[Block]
         series = standing.series
         if not series.learned or series not in contenders:
             continue
-        after, before, validation = map(look.ratio, standing.ratios)
+        after, before, validation = _words(standing.ratios)
         if not math.isfinite(standing.ratios[0]):
             words = say(
                 "{}: in a quarter of its runs over {}, or in more",
