@@ -51,6 +51,24 @@ _BROAD = dataclasses.replace(
     next_batch_weight=0.5,
 )
 
+_BROAD_LITE = dataclasses.replace(
+    _BROAD,
+    rule=dataclasses.replace(_BROAD_RULE, channels=7, moment_decays=(0.5, 0.9, 0.99)),
+)
+
+
+def _evolution(recipe: MetaTrainConfig, **settings: Any) -> MetaTrainConfig:
+    """To go on with weights (``init``) by what an update does to the rest of a run."""
+    return dataclasses.replace(
+        recipe,
+        random_scaling=1.0,
+        interleaved_runs=16,
+        perturbations=4,
+        perturbation_scale=0.02,
+        meta_lr=3e-4,
+        **settings,
+    )
+
 
 def _baselines() -> dict[str, MetaTrainConfig]:
     """The paper's recipe for the rules that Variational HyperAdam descends from.
@@ -89,10 +107,9 @@ PRESETS: dict[str, MetaTrainConfig] = {
     "digits-stable": _STABLE,
     "broad": _BROAD,
     # 192 bytes of state a parameter in place of 512.
-    "broad-lite": dataclasses.replace(
-        _BROAD,
-        rule=dataclasses.replace(_BROAD_RULE, channels=7, moment_decays=(0.5, 0.9, 0.99)),
-    ),
+    "broad-lite": _BROAD_LITE,
+    "broad-evolution": _evolution(_BROAD, inner_runs=230),
+    "broad-lite-evolution": _evolution(_BROAD_LITE, inner_runs=250, next_batch_weight=0.75),
     # Seconds: for tests and for trying out the command.
     "smoke": MetaTrainConfig(
         task="digits-mlp1-sigmoid",
