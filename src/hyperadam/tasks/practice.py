@@ -36,7 +36,8 @@ SMALL = Images(SMALL_MNIST, SMALL_MNIST, SMALL_SIZE)
 WHOLE = Images("mnist28", "mnist", 28)
 """As many inputs as the reported networks on MNIST have."""
 COLOURED = Images(CLUTTER, CLUTTER, CLUTTER_SIZE, channels=3)
-"""Hard ones: a network is far from fitting them after some hundred steps."""
+"""Hard ones: a network is far from fitting them after some hundred steps, and the early steps of a
+convolutional one without normalisation can stop it for good."""
 
 
 class RowAttention(nn.Module):
@@ -91,22 +92,39 @@ def _normalised_mlp(depth: int, width: int, batch_size: int) -> TaskEntry:
     )
 
 
-def _cnn(images: Images, channels: tuple[int, ...], variant: str, batch_size: int) -> TaskEntry:
+def _cnn(
+    images: Images,
+    blocks: tuple[tuple[int, ...], ...],
+    batch_size: int,
+    *,
+    hidden: int | None = None,
+    batch_norm: bool = False,
+) -> TaskEntry:
+    """Each block has its convolutions' channels, and a 2×2 maximum at the end."""
+
     def build() -> nn.Module:
         layers: list[nn.Module] = []
         fan_in = images.channels
-        for fan_out in channels:
-            layers.append(nn.Conv2d(fan_in, fan_out, 3, padding=1))
-            if variant == "-bn":
-                layers.append(nn.BatchNorm2d(fan_out))
-            layers += [nn.ReLU(), nn.MaxPool2d(2)]
-            fan_in = fan_out
-        side = images.size // 2 ** len(channels)
-        return nn.Sequential(*layers, nn.Flatten(), nn.Linear(fan_in * side**2, CLASSES))
+        for block in blocks:
+            for fan_out in block:
+                layers.append(nn.Conv2d(fan_in, fan_out, 3, padding=1))
+                if batch_norm:
+                    layers.append(nn.BatchNorm2d(fan_out))
+                layers.append(nn.ReLU())
+                fan_in = fan_out
+            layers.append(nn.MaxPool2d(2))
+        layers.append(nn.Flatten())
+        fan_in *= (images.size // 2 ** len(blocks)) ** 2
+        if hidden is not None:
+            layers += [nn.Linear(fan_in, hidden), nn.ReLU()]
+            fan_in = hidden
+        return nn.Sequential(*layers, nn.Linear(fan_in, CLASSES))
 
-    name = "x".join(map(str, channels))
+    name = "x".join("-".join(map(str, block)) for block in blocks)
+    name += f"-h{hidden}" if hidden is not None else ""
+    name += "-bn" if batch_norm else ""
     return TaskEntry(
-        f"{images.name}-cnn{name}{variant}-b{batch_size}",
+        f"{images.name}-cnn{name}-b{batch_size}",
         images.data,
         module_network(build, init="normal"),
         image_examples(batch_size=batch_size),
@@ -177,7 +195,7 @@ def practice_entries() -> list[TaskEntry]:
         ),
         *(_normalised_mlp(2, 32, batch_size) for batch_size in (16, 128)),
         *(
-            _cnn(images, channels, variant, batch_size)
+            _cnn(images, tuple((count,) for count in channels), batch_size, batch_norm=batch_norm)
             for images, channels, batch_size in (
                 (SMALL, (8,), 128),
                 (SMALL, (8, 16), 32),
@@ -185,7 +203,21 @@ def practice_entries() -> list[TaskEntry]:
                 (COLOURED, (8,), 128),
                 (COLOURED, (8, 16), 64),
             )
-            for variant in ("", "-bn")
+            for batch_norm in (False, True)
+        ),
+        *(
+            _cnn(COLOURED, blocks, batch_size, hidden=hidden)
+            for blocks, hidden, batch_size in (
+                (((12, 12),), None, 64),
+                (((16, 32),), None, 64),
+                (((8,), (16,), (24,)), None, 64),
+                (((8,), (16,)), 32, 64),
+                (((8, 8), (16, 16)), None, 64),
+                (((8, 8), (16, 16)), 32, 64),
+                (((12, 12), (24, 24)), 48, 64),
+                (((8, 8, 8),), 32, 32),
+                (((8, 8), (16, 16), (24, 24)), None, 32),
+            )
         ),
         _row_lstm(1, 16),
         _row_lstm(2, 8),
