@@ -20,7 +20,7 @@ from hyperadam.tasks import (
     make_generator,
     make_task,
 )
-from hyperadam.weights import load_weights
+from hyperadam.weights import load_weights, save_weights
 
 F64 = torch.float64
 SMOKE = preset("smoke")
@@ -241,6 +241,44 @@ def test_the_fan_in_reaches_the_inner_run():
         steps[0].split(sizes, 1), steps[1].split(sizes, 1), (0.5, 1, 0.8**0.5, 1), strict=True
     ):
         torch.testing.assert_close(own, factor * whole, rtol=1e-3, atol=1e-7)
+
+
+@pytest.mark.parametrize("runs", [1, 2])
+def test_row_means_are_scaled_in_the_inner_run_too(runs):
+    """Of ``digits-mlp1-sigmoid``'s two weights one has 64 inputs, the other 20."""
+    config = SMOKE.with_overrides(
+        ["unroll_length=1", "random_scaling=0", "convex_dim=0", "rule.var_block=false"]
+    ).with_overrides([f"tasks_per_step={runs}"])
+    scaled = MetaTrainer(config.with_overrides(["rule.row_mean_base=4"]))
+    plain = MetaTrainer(config)
+    start = plain.in_flight[0].carry.params_BN.clone()
+    for trainer in (scaled, plain):
+        trainer.meta_step()
+    steps = [trainer.in_flight[0].carry.params_BN - start for trainer in (scaled, plain)]
+    sizes = [20 * 64, 20, 10 * 20, 10]
+    for own, whole, factor, inputs in zip(
+        steps[0].split(sizes, 1),
+        steps[1].split(sizes, 1),
+        (0.25, 1, 0.2**0.5, 1),
+        (64, 1, 20, 1),
+        strict=True,
+    ):
+        rows = whole.unflatten(1, (-1, inputs))
+        expected = rows - (1 - factor) * rows.mean(2, keepdim=True)
+        torch.testing.assert_close(own, expected.flatten(1), rtol=1e-3, atol=1e-7)
+
+
+def test_weights_to_begin_with_may_scale_steps_otherwise(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    weights = load_weights("lite")
+    save_weights(
+        dataclasses.replace(weights, rule=dataclasses.replace(weights.rule, fan_in_base=None)), path
+    )
+    config = dataclasses.replace(
+        SMOKE, init=str(path), rule=dataclasses.replace(weights.rule, row_mean_base=2.0)
+    )
+    theta = MetaTrainer(config).theta
+    assert all(torch.equal(theta[name], value) for name, value in weights.theta.items())
 
 
 def test_the_meta_loss_may_be_of_the_batch_to_come(monkeypatch):

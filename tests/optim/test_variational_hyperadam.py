@@ -169,6 +169,25 @@ def test_the_fan_in_scales_a_parameters_step(lr):
         torch.testing.assert_close(move, expected, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64])
+def test_row_means_are_scaled(dtype):
+    """Of (3, 4, 4), sixteen inputs: a half of what a row's step has in common. Not of vectors."""
+    rule = dataclasses.replace(WEIGHTS.rule, row_mean_base=4.0)
+
+    def moves(weights):
+        params = make_params((3, 4, 4), (2, 4), (16,), (5, 0), dtype=dtype)
+        start = values(params)
+        train(make(params, weights=weights), params, 1)
+        return [new - old for new, old in zip(values(params), start, strict=True)]
+
+    plain, scaled = moves(WEIGHTS), moves(dataclasses.replace(WEIGHTS, rule=rule))
+    mean = plain[0].mean((1, 2), keepdim=True)
+    assert float(mean.abs().max()) > 1e-4
+    torch.testing.assert_close(scaled[0], plain[0] - mean / 2, rtol=1e-3, atol=1e-6)
+    for number in (1, 2, 3):
+        assert torch.equal(scaled[number], plain[number])
+
+
 @given(
     cuts=st.lists(st.integers(0, 24), max_size=4),
     groups=st.integers(1, 3),

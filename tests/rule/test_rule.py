@@ -64,6 +64,7 @@ def test_the_papers_values_are_the_defaults():
         "channels": 20,
         "state_layers": 1,
         "fan_in_base": None,
+        "row_mean_base": None,
         "column_norm": "euclidean",
         "candidate_bound": None,
         "lstm": True,
@@ -361,6 +362,9 @@ def test_the_learning_rate_falls_with_the_fan_in(shape, scale):
     rule = VariationalHyperAdamRule(fan_in_base=16)
     assert rule.lr_scale(torch.Size(shape)) == pytest.approx(scale)
     assert VariationalHyperAdamRule().lr_scale(shape) == 1.0
+    rule = VariationalHyperAdamRule(row_mean_base=16)
+    assert rule.row_mean_scale(torch.Size(shape)) == pytest.approx(scale)
+    assert VariationalHyperAdamRule().row_mean_scale(shape) == 1.0
 
 
 def test_sample():
@@ -378,6 +382,7 @@ def test_sample():
         (VariationalHyperAdamRule, {"candidate_bound": math.inf}, "candidate_bound"),
         (VariationalHyperAdamRule, {"fan_in_base": 0}, "fan_in_base"),
         (RNNpropRule, {"fan_in_base": math.nan}, "fan_in_base"),
+        (VariationalHyperAdamRule, {"row_mean_base": -1.0}, "row_mean_base"),
         (VariationalHyperAdamRule, {"moment_decays": ()}, "moment_decays"),
         (VariationalHyperAdamRule, {"moment_decays": (1.0,)}, "moment_decays"),
         (VariationalHyperAdamRule, {"kl_prior_mean": "zero"}, "kl_prior_mean"),

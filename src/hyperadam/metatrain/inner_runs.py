@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 
 import torch
@@ -129,6 +130,7 @@ class InnerRuns:
             batches[: len(steps)],
             self.noise(),
             lrs=[config.lr_at(self.run, step) * self._lr_scales for step in steps],
+            redirect=functools.partial(self.group.scale_row_means, config.rule),
             kl_weight=config.kl_weight,
             objective=config.meta_objective,
             meta_batches=[

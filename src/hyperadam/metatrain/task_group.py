@@ -46,6 +46,20 @@ class TaskGroup:
         ]
         return torch.cat(scales).to(self.device)
 
+    def scale_row_means(self, rule: Rule, direction_BN: Tensor) -> Tensor:
+        """Directions, with their row means as the rule would have them in these networks."""
+        scales = [rule.row_mean_scale(shape) for shape in self._shapes.values()]
+        if min(scales) == 1:
+            return direction_BN
+        pieces = direction_BN.split([shape.numel() for shape in self._shapes.values()], dim=1)
+        scaled = []
+        for piece, shape, scale in zip(pieces, self._shapes.values(), scales, strict=True):
+            if scale < 1:
+                rows = piece.unflatten(1, (shape[0], -1))
+                piece = (rows - (1 - scale) * rows.mean(2, keepdim=True)).flatten(1)
+            scaled.append(piece)
+        return torch.cat(scaled, dim=1)
+
     def batch(self, step: int) -> Batch:
         """What :meth:`loss` needs at a step, on the device: the task's own batch, or B stacked."""
         batches = [

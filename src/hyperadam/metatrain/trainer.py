@@ -51,13 +51,16 @@ HISTORY_COLUMNS = tuple(field.name for field in dataclasses.fields(MetaStep))
 def _initial_theta(config: MetaTrainConfig) -> dict[str, Tensor]:
     """What a run begins with.
 
+    Weights to begin with may differ in how their rule scales steps by layer: theta serves both.
+
     Raises:
         ConfigError, WeightsError: the weights to begin with are of another rule, or can't be read.
     """
     if config.init is None:
         return config.rule.init_theta(make_generator(config.seed, "theta"))
     weights = load_weights(config.init)
-    if weights.rule != config.rule:
+    by_layer = {name: getattr(config.rule, name) for name in ("fan_in_base", "row_mean_base")}
+    if dataclasses.replace(weights.rule, **by_layer) != config.rule:
         begun, asked = weights.rule.to_dict(), config.rule.to_dict()
         differing = [name for name in begun | asked if begun.get(name) != asked.get(name)]
         raise ConfigError(

@@ -62,6 +62,7 @@ def unroll(
     noise_TBN: Tensor,
     *,
     lrs: Sequence[float | Tensor],
+    redirect: Callable[[Tensor], Tensor] | None = None,
     kl_weight: float,
     objective: str = "loss",
     meta_batches: Sequence[Sequence[Batch]] | None = None,
@@ -83,6 +84,7 @@ def unroll(
         batches: one a step.
         noise_TBN: standard normal numbers for the sampled updates.
         lrs: inner learning rates, one a step: for all coordinates, or (N,) for each.
+        redirect: what the networks' layers make of a sampled direction (B, N); None: nothing.
         kl_weight: λ, the weight of the KL term.
         objective: ``"loss"``, a task's mean loss over the steps; ``"log-loss"``, its logarithm.
         meta_batches: what the loss after each update is taken on, M batches a step, each of which
@@ -108,7 +110,10 @@ def unroll(
                 point_BN = params_BN.detach().requires_grad_()
                 (grad_BN,) = torch.autograd.grad(loss(point_BN, batch).sum(), point_BN)
         update = steps.step(grad_BN)
-        params_BN = params_BN - lr * update.sample(noise_BN)
+        direction_BN = update.sample(noise_BN)
+        if redirect is not None:
+            direction_BN = redirect(direction_BN)
+        params_BN = params_BN - lr * direction_BN
         if not by_theta:
             params_BN.requires_grad_()
         with torch.enable_grad():

@@ -529,7 +529,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
     def _move(self, active: list[_Active], directions: list[Tensor], finite: Tensor) -> None:
         """``params = params - lr d``, after decoupled weight decay, in the step's dtype; lr is the
-        group's, scaled by the parameter's fan-in if the rule says so."""
+        group's, scaled by the parameter's fan-in if the rule says so, as are d's row means."""
+        rule = self.weights.rule
         in_place: dict[float, tuple[list[Tensor], list[Tensor]]] = {}
         for each, direction in zip(active, directions, strict=True):
             lr, decay = each.group["lr"], each.group["weight_decay"]
@@ -537,7 +538,10 @@ class LearnedOptimizer(torch.optim.Optimizer):
             value = param.to(direction.dtype)
             if decay != 0 and each.group["decoupled_weight_decay"]:
                 value = value * (1 - lr * decay * finite)
-            lr = lr * self.weights.rule.lr_scale(each.key.shape)
+            if (scale := rule.row_mean_scale(each.key.shape)) < 1:
+                inputs = tuple(range(1, each.key.dim()))
+                direction.sub_(direction.mean(inputs, keepdim=True), alpha=1 - scale)
+            lr = lr * rule.lr_scale(each.key.shape)
             if value is param and not isinstance(lr, Tensor):
                 for tensors, tensor in zip(
                     in_place.setdefault(lr, ([], [])), (param, direction), strict=True

@@ -129,6 +129,8 @@ class Rule(abc.ABC):
         state_layers: L, stacked LSTM layers.
         fan_in_base: with f, parameters with a fan-in above f have a lower learning rate
             (:meth:`lr_scale`); None, as in the papers: all have the same.
+        row_mean_base: with r, what the inputs of one output have in common in a step is less where
+            they are more than r (:meth:`row_mean_scale`); None, as in the papers: it is not.
     """
 
     name: ClassVar[str]
@@ -136,12 +138,14 @@ class Rule(abc.ABC):
     channels: int = 20
     state_layers: int = 1
     fan_in_base: float | None = None
+    row_mean_base: float | None = None
 
     def __post_init__(self) -> None:
-        self._normalise("fan_in_base", float)
-        base = self.fan_in_base
-        good_base = base is None or (base > 0 and math.isfinite(base))
-        self._require(good_base, "fan_in_base must be None or a positive number")
+        for name in ("fan_in_base", "row_mean_base"):
+            self._normalise(name, float)
+            base = getattr(self, name)
+            good_base = base is None or (base > 0 and math.isfinite(base))
+            self._require(good_base, f"{name} must be None or a positive number")
         for name, most in (("channels", MAX_CHANNELS), ("state_layers", MAX_STATE_LAYERS)):
             value = getattr(self, name)
             good = isinstance(value, int) and 1 <= value <= most
@@ -224,9 +228,19 @@ class Rule(abc.ABC):
         initialised with (LeCun et al., "Efficient BackProp", 1998), so that one learning rate
         serves narrow layers and wide ones. Without, and for biases and other vectors, it is 1.
         """
-        if self.fan_in_base is None or len(shape) < 2:
-            return 1.0
-        return min(1.0, math.sqrt(self.fan_in_base / max(1, math.prod(shape[1:]))))
+        return _fan_in_scale(self.fan_in_base, shape)
+
+    def row_mean_scale(self, shape: Sequence[int]) -> float:
+        """What the row means of a step of a parameter of this shape are multiplied by.
+
+        A row has the weights of one output, all dimensions but the first. With ``row_mean_base`` r
+        the mean of its step is multiplied by ``min(1, sqrt(r / fan_in))``: behind a ReLU all inputs
+        are positive, so that what a row's step has in common adds up over ``fan_in`` inputs, the
+        rest of it over ``sqrt(fan_in)``; some steps of the first kind and the unit never answers
+        again. Without, and for biases and other vectors, it is 1. Multiplied by 0, it would be what
+        Yong et al., "Gradient Centralization", ECCV 2020, do to gradients.
+        """
+        return _fan_in_scale(self.row_mean_base, shape)
 
     def kl(self, update: UpdateDistribution) -> Tensor:
         """KL of the update from its prior, summed over coordinates; 0 for deterministic rules."""
@@ -253,6 +267,12 @@ class Rule(abc.ABC):
     def num_theta(self) -> int:
         """How many numbers theta has."""
         return sum(math.prod(shape) for shape in self.theta_shapes().values())
+
+
+def _fan_in_scale(base: float | None, shape: Sequence[int]) -> float:
+    if base is None or len(shape) < 2:
+        return 1.0
+    return min(1.0, math.sqrt(base / max(1, math.prod(shape[1:]))))
 
 
 def cat_states(states: Sequence[RuleState], sizes: Sequence[int]) -> RuleState:
