@@ -31,7 +31,8 @@ _BROAD_RULE = VariationalHyperAdamRule(
     column_norm="rms",
     candidate_bound=5.0,
     fan_in_base=16.0,
-    row_mean_base=2.0,
+    row_mean_base=1.0,
+    vector_scale=0.3,
     moment_decays=(0.5, 0.9, 0.99, 0.999),
 )
 

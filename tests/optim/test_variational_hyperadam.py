@@ -154,8 +154,8 @@ def test_each_group_has_its_own_lr():
 
 @pytest.mark.parametrize("lr", [0.1, torch.tensor(0.1)])
 def test_the_fan_in_scales_a_parameters_step(lr):
-    """A fan-in of four times the base: half the step."""
-    scaled_rule = dataclasses.replace(WEIGHTS.rule, fan_in_base=4.0)
+    """A fan-in of four times the base: half the step. A vector's has a scale of its own."""
+    scaled_rule = dataclasses.replace(WEIGHTS.rule, fan_in_base=4.0, vector_scale=0.25)
 
     def moves(weights):
         params = make_params((3, 16), (2, 4), (16,))
@@ -165,7 +165,7 @@ def test_the_fan_in_scales_a_parameters_step(lr):
 
     plain = moves(WEIGHTS)
     scaled = moves(dataclasses.replace(WEIGHTS, rule=scaled_rule))
-    for move, expected in zip(scaled, (plain[0] / 2, plain[1], plain[2]), strict=True):
+    for move, expected in zip(scaled, (plain[0] / 2, plain[1], plain[2] / 4), strict=True):
         torch.testing.assert_close(move, expected, rtol=1e-3, atol=1e-6)
 
 

@@ -65,6 +65,7 @@ def test_the_papers_values_are_the_defaults():
         "state_layers": 1,
         "fan_in_base": None,
         "row_mean_base": None,
+        "vector_scale": 1.0,
         "column_norm": "euclidean",
         "candidate_bound": None,
         "lstm": True,
@@ -367,6 +368,13 @@ def test_the_learning_rate_falls_with_the_fan_in(shape, scale):
     assert VariationalHyperAdamRule().row_mean_scale(shape) == 1.0
 
 
+@pytest.mark.parametrize("shape", [(400,), ()])
+def test_the_learning_rate_of_vectors(shape):
+    rule = VariationalHyperAdamRule(fan_in_base=16, vector_scale=0.3)
+    assert rule.lr_scale(shape) == 0.3
+    assert rule.lr_scale((20, 64)) == 0.5
+
+
 def test_sample():
     update = UpdateDistribution(torch.tensor([1.0, 2.0]), torch.tensor([0.0, math.log(4.0)]))
     torch.testing.assert_close(update.sample(torch.tensor([1.0, -1.0])), torch.tensor([2.0, 0.0]))
@@ -383,6 +391,9 @@ def test_sample():
         (VariationalHyperAdamRule, {"fan_in_base": 0}, "fan_in_base"),
         (RNNpropRule, {"fan_in_base": math.nan}, "fan_in_base"),
         (VariationalHyperAdamRule, {"row_mean_base": -1.0}, "row_mean_base"),
+        (VariationalHyperAdamRule, {"vector_scale": 0.0}, "vector_scale"),
+        (VariationalHyperAdamRule, {"vector_scale": math.inf}, "vector_scale"),
+        (VariationalHyperAdamRule, {"vector_scale": None}, "vector_scale"),
         (VariationalHyperAdamRule, {"moment_decays": ()}, "moment_decays"),
         (VariationalHyperAdamRule, {"moment_decays": (1.0,)}, "moment_decays"),
         (VariationalHyperAdamRule, {"kl_prior_mean": "zero"}, "kl_prior_mean"),

@@ -46,7 +46,8 @@ class MetaTrainConfig:
         convex_scaling: the spread of the convex term's own scales.
         rule: the update rule to meta-train.
         init: weights to begin with, as :func:`hyperadam.load_weights` takes them, of the same rule
-            but for ``fan_in_base`` and ``row_mean_base``; null: random ones, as in the papers.
+            but for what scales steps by layer (``fan_in_base``, ``row_mean_base``,
+            ``vector_scale``); null: random ones, as in the papers.
         unroll_length: inner steps that are backpropagated through.
         trajectory_length: inner steps of an inner run; a multiple of ``unroll_length``.
         min_trajectory_length: the inner runs of a meta-step draw their length, log-uniformly from

@@ -15,6 +15,7 @@ from hyperadam.kernels import differentiable_rule
 from hyperadam.metatrain.config import MetaTrainConfig
 from hyperadam.metatrain.inner_runs import InnerRuns, of_form
 from hyperadam.ranks import ALONE, Ranks
+from hyperadam.rule import BY_LAYER
 from hyperadam.tasks import make_generator, make_task
 from hyperadam.weights import load_weights
 
@@ -59,7 +60,7 @@ def _initial_theta(config: MetaTrainConfig) -> dict[str, Tensor]:
     if config.init is None:
         return config.rule.init_theta(make_generator(config.seed, "theta"))
     weights = load_weights(config.init)
-    by_layer = {name: getattr(config.rule, name) for name in ("fan_in_base", "row_mean_base")}
+    by_layer = {name: getattr(config.rule, name) for name in BY_LAYER}
     if dataclasses.replace(weights.rule, **by_layer) != config.rule:
         begun, asked = weights.rule.to_dict(), config.rule.to_dict()
         differing = [name for name in begun | asked if begun.get(name) != asked.get(name)]

@@ -9,6 +9,7 @@ from hyperadam.rule.noise import (
 )
 from hyperadam.rule.normalize import ColumnNorm, Reduce, unit_columns
 from hyperadam.rule.rule import (
+    BY_LAYER,
     AdamCandidatesRule,
     Explanation,
     Rule,
@@ -25,6 +26,7 @@ RULES: dict[str, type[Rule]] = {
 }
 
 __all__ = [
+    "BY_LAYER",
     "MAX_SEED",
     "RULES",
     "AdamCandidatesRule",

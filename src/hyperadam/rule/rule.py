@@ -119,6 +119,10 @@ class Explanation:
         return Explanation(**{name: function(value) for name, value in present.items()})
 
 
+BY_LAYER = ("fan_in_base", "row_mean_base", "vector_scale")
+"""Settings of a rule that scale its steps by a parameter's shape, which theta knows nothing of."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Rule(abc.ABC):
     """A learned update rule. Subclasses add their settings as fields.
@@ -131,6 +135,8 @@ class Rule(abc.ABC):
             (:meth:`lr_scale`); None, as in the papers: all have the same.
         row_mean_base: with r, what the inputs of one output have in common in a step is less where
             they are more than r (:meth:`row_mean_scale`); None, as in the papers: it is not.
+        vector_scale: what the learning rate of biases and other vectors is multiplied by
+            (:meth:`lr_scale`); 1 in the papers.
     """
 
     name: ClassVar[str]
@@ -139,13 +145,15 @@ class Rule(abc.ABC):
     state_layers: int = 1
     fan_in_base: float | None = None
     row_mean_base: float | None = None
+    vector_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("fan_in_base", "row_mean_base"):
+        for name in BY_LAYER:
             self._normalise(name, float)
-            base = getattr(self, name)
-            good_base = base is None or (base > 0 and math.isfinite(base))
-            self._require(good_base, f"{name} must be None or a positive number")
+            value = getattr(self, name)
+            optional = name != "vector_scale"
+            good = (value is None and optional) or (value is not None and 0 < value < math.inf)
+            self._require(good, f"{name} must be {'None or ' if optional else ''}a positive number")
         for name, most in (("channels", MAX_CHANNELS), ("state_layers", MAX_STATE_LAYERS)):
             value = getattr(self, name)
             good = isinstance(value, int) and 1 <= value <= most
@@ -226,8 +234,11 @@ class Rule(abc.ABC):
         With ``fan_in_base`` f it is ``min(1, sqrt(f / fan_in))`` for two and more dimensions, of
         which the first are the outputs: in proportion to the size that layers' weights are
         initialised with (LeCun et al., "Efficient BackProp", 1998), so that one learning rate
-        serves narrow layers and wide ones. Without, and for biases and other vectors, it is 1.
+        serves narrow layers and wide ones. Without, it is 1. For biases and other vectors, and for
+        single numbers, it is ``vector_scale``.
         """
+        if len(shape) < 2:
+            return self.vector_scale
         return _fan_in_scale(self.fan_in_base, shape)
 
     def row_mean_scale(self, shape: Sequence[int]) -> float:
