@@ -38,7 +38,7 @@ class VariationalHyperAdam(LearnedOptimizer):
         lr: learning rate; None takes the one that the weights were meta-trained for. It is not
             on Adam's scale: a coordinate moves by many times ``lr`` a step (``docs/pytorch.md``).
             In layers with more inputs than the weights' ``fan_in_base`` it is multiplied by
-            ``sqrt(fan_in_base / inputs)``.
+            ``sqrt(fan_in_base / inputs)``, for vectors by the weights' ``vector_scale``.
         weights: a bundled name, a path to a weights file, or :class:`hyperadam.Weights`.
         weight_decay: coefficient of the L2 penalty.
         decoupled_weight_decay: decay the parameters directly, by ``lr * weight_decay``, as
@@ -114,7 +114,8 @@ class VariationalHyperAdam(LearnedOptimizer):
         )
 
     def update_distribution(self, param: Tensor) -> Normal:
-        """The distribution of a parameter's last update direction d, before lr.
+        """The distribution of a parameter's last update direction d, before lr and before the
+        rule's ``row_mean_base``, where it has one, changes its row means.
 
         Args:
             param: a parameter of this optimizer.
