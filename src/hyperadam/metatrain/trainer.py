@@ -61,8 +61,9 @@ def _initial_theta(config: MetaTrainConfig) -> dict[str, Tensor]:
         return config.rule.init_theta(make_generator(config.seed, "theta"))
     weights = load_weights(config.init)
     by_layer = {name: getattr(config.rule, name) for name in BY_LAYER}
-    if dataclasses.replace(weights.rule, **by_layer) != config.rule:
-        begun, asked = weights.rule.to_dict(), config.rule.to_dict()
+    rule = dataclasses.replace(weights.rule, **by_layer)
+    if rule != config.rule:
+        begun, asked = rule.to_dict(), config.rule.to_dict()
         differing = [name for name in begun | asked if begun.get(name) != asked.get(name)]
         raise ConfigError(
             f"the weights {config.init!r} are of another rule: "
