@@ -38,6 +38,7 @@ class TaskGroup:
             [torch.cat([value.flatten() for value in params.values()]) for params in inits]
         ).to(device)
         self._shapes = {name: value.shape for name, value in inits[0].items()}
+        self._sizes = [shape.numel() for shape in self._shapes.values()]
 
     def lr_scales(self, rule: Rule) -> Tensor:
         """What a rule multiplies each coordinate's learning rate by, (N,)."""
@@ -51,7 +52,7 @@ class TaskGroup:
         scales = [rule.row_mean_scale(shape) for shape in self._shapes.values()]
         if min(scales) == 1:
             return direction_BN
-        pieces = direction_BN.split([shape.numel() for shape in self._shapes.values()], dim=1)
+        pieces = direction_BN.split(self._sizes, dim=1)
         scaled = []
         for piece, shape, scale in zip(pieces, self._shapes.values(), scales, strict=True):
             if scale < 1:
@@ -75,7 +76,7 @@ class TaskGroup:
         return torch.func.vmap(self._loss)(params_BN, batch)
 
     def _loss(self, params_N: Tensor, batch: Batch) -> Tensor:
-        pieces = params_N.split([shape.numel() for shape in self._shapes.values()])
+        pieces = params_N.split(self._sizes)
         params = {
             name: piece.view(shape)
             for (name, shape), piece in zip(self._shapes.items(), pieces, strict=True)

@@ -195,13 +195,13 @@ def practice_entries() -> list[TaskEntry]:
         ),
         *(_normalised_mlp(2, 32, batch_size) for batch_size in (16, 128)),
         *(
-            _cnn(images, tuple((count,) for count in channels), batch_size, batch_norm=batch_norm)
-            for images, channels, batch_size in (
-                (SMALL, (8,), 128),
-                (SMALL, (8, 16), 32),
-                (WHOLE, (6,), 64),
-                (COLOURED, (8,), 128),
-                (COLOURED, (8, 16), 64),
+            _cnn(images, blocks, batch_size, batch_norm=batch_norm)
+            for images, blocks, batch_size in (
+                (SMALL, ((8,),), 128),
+                (SMALL, ((8,), (16,)), 32),
+                (WHOLE, ((6,),), 64),
+                (COLOURED, ((8,),), 128),
+                (COLOURED, ((8,), (16,)), 64),
             )
             for batch_norm in (False, True)
         ),
