@@ -19,6 +19,7 @@ from hyperadam.errors import (
     unknown_name,
 )
 from hyperadam.optim import (
+    AdamByLayer,
     DMoptimizer,
     HyperAdam,
     IsotropicNoise,
@@ -88,9 +89,11 @@ HAND_DESIGNED: dict[str, Baseline] = {
         ("nadam", 2e-3, _of_torch(torch.optim.NAdam)),
         ("schedulefree-adamw", 2.5e-3, _of_library("schedulefree", "AdamWScheduleFree")),
         ("adabound", 1e-3, _of_library("pytorch_optimizer", "AdaBound")),
+        ("adam-by-layer", 1e-3, _of_torch(AdamByLayer)),
     )
 }
-"""Hand-designed optimizers, with the defaults of their libraries."""
+"""Hand-designed optimizers, with the defaults of their libraries. The last is a control: Adam with
+the scales by layer that bundled weights have."""
 
 
 @dataclasses.dataclass(frozen=True)

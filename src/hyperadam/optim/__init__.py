@@ -2,6 +2,7 @@
 
 from hyperadam.errors import ConfigError, unknown_name
 from hyperadam.optim.ancestors import DMoptimizer, HyperAdam, LearnedBaseline, RNNprop
+from hyperadam.optim.by_layer import AdamByLayer
 from hyperadam.optim.isotropic import IsotropicNoise
 from hyperadam.optim.learned_optimizer import LearnedOptimizer
 from hyperadam.optim.recommended import recommended_scheduler
@@ -27,6 +28,7 @@ def optimizer_class(rule_name: str) -> type[VariationalHyperAdam] | type[Learned
 
 __all__ = [
     "OPTIMIZERS",
+    "AdamByLayer",
     "DMoptimizer",
     "HyperAdam",
     "IsotropicNoise",
