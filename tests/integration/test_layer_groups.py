@@ -59,13 +59,14 @@ def test_each_group_moves_by_its_own_settings(layer_groups):
     set_grads(model, 0)
     optimizer.step()
     old = dict(before.named_parameters())
-    lrs = set()
+    lrs, rule = set(), optimizer.weights.rule
     for group in optimizer.param_groups:
         lr, decay = LR * group["lr_scale"], group["weight_decay"]
         lrs.add(lr)
         for name, param in zip(group["param_names"], group["params"], strict=True):
             direction = optimizer.update_distribution(param).mean
-            expected = old[name] * (1 - lr * decay) - lr * direction
+            rule.scale_row_means_(direction, param.shape)
+            expected = old[name] * (1 - lr * decay) - lr * rule.lr_scale(param.shape) * direction
             torch.testing.assert_close(param, expected, rtol=1e-6, atol=1e-7)
             assert not torch.equal(param, old[name])
     assert len(lrs) == 3

@@ -162,12 +162,16 @@ def geometric_mean(errors):
 
 
 @pytest.mark.parametrize("make_gradient", [even_gradient, uneven_gradient])
-def test_the_bundled_weights_stay_close_to_float64(kernel, make_gradient):
-    """They amplify roundings some (docs/method.md), float32's reference as any kernel."""
-    errors = errors_of_float32(kernel, "bundled", make_gradient)
-    assert errors.median() < 2e-5
-    assert errors.quantile(0.95) < 1e-4
-    assert errors.max() < 5e-4
+@pytest.mark.parametrize(
+    ("program", "limits"), [("bundled", (2e-4, 5e-3, 5e-2)), ("lite", (2e-6, 1e-5, 1e-4))]
+)
+def test_the_bundled_weights_stay_close_to_float64(kernel, program, limits, make_gradient):
+    """They amplify roundings, one more than the other (docs/method.md), float32's reference as any
+    kernel."""
+    errors = errors_of_float32(kernel, program, make_gradient)
+    assert errors.median() < limits[0]
+    assert errors.quantile(0.95) < limits[1]
+    assert errors.max() < limits[2]
 
 
 @pytest.mark.parametrize("make_gradient", [even_gradient, uneven_gradient])

@@ -58,8 +58,6 @@ class AdamByLayer(torch.optim.Adam):
         loss = super().step(closure)
         for param, start in zip(params, before, strict=True):
             move = param - start
-            if (scale := self.rule.row_mean_scale(param.shape)) < 1:
-                inputs = tuple(range(1, param.dim()))
-                move.sub_(move.mean(inputs, keepdim=True), alpha=1 - scale)
+            self.rule.scale_row_means_(move, param.shape)
             param.copy_(start + self.rule.lr_scale(param.shape) * move)
         return loss

@@ -538,9 +538,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
             value = param.to(direction.dtype)
             if decay != 0 and each.group["decoupled_weight_decay"]:
                 value = value * (1 - lr * decay * finite)
-            if (scale := rule.row_mean_scale(each.key.shape)) < 1:
-                inputs = tuple(range(1, each.key.dim()))
-                direction.sub_(direction.mean(inputs, keepdim=True), alpha=1 - scale)
+            rule.scale_row_means_(direction, each.key.shape)
             lr = lr * rule.lr_scale(each.key.shape)
             if value is param and not isinstance(lr, Tensor):
                 for tensors, tensor in zip(

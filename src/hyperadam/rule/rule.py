@@ -253,6 +253,17 @@ class Rule(abc.ABC):
         """
         return _fan_in_scale(self.row_mean_base, shape)
 
+    def scale_row_means_(self, direction: Tensor, shape: Sequence[int]) -> None:
+        """Multiply the row means of a parameter's step by :meth:`row_mean_scale`, in place.
+
+        Args:
+            direction: of the parameter's shape, a complex one's as pairs of real numbers.
+            shape: the parameter's.
+        """
+        if (scale := self.row_mean_scale(shape)) < 1:
+            inputs = tuple(range(1, len(shape)))
+            direction.sub_(direction.mean(inputs, keepdim=True), alpha=1 - scale)
+
     def kl(self, update: UpdateDistribution) -> Tensor:
         """KL of the update from its prior, summed over coordinates; 0 for deterministic rules."""
         return update.mean_N.new_zeros(update.mean_N.shape[:-1])
