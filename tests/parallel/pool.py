@@ -10,7 +10,7 @@ import traceback
 
 import coverage
 
-TIMEOUT = 60
+TIMEOUT = 240
 
 
 def _serve(rank, size, rendezvous, inbox, outbox, measured):
