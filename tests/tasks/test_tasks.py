@@ -479,8 +479,9 @@ def test_what_is_meta_trained_on_can_be_learned_and_stacked(entry):
     labels = torch.arange(256) % 10
     own = ClassificationData("mnist", images, labels, images[:9], labels[:9], 255, 10)
     task = entry.on(None if entry.data is None else own)
+    lr = 0.02 if entry.data is None else 0.005  # deep tanh on noise goes astray at more
     run = train(
-        task, lambda params: torch.optim.Adam(params, lr=0.02), seed=0, steps=120, validate=False
+        task, lambda params: torch.optim.Adam(params, lr=lr), seed=0, steps=120, validate=False
     )
     assert run.final_loss < run.train_loss_T[0]  # eight sigmoid layers take long to begin
     group = TaskGroup([task, task], [1, 2], torch.device("cpu"))
