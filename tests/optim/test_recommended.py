@@ -44,6 +44,22 @@ def test_cosine_takes_every_group_to_zero_and_stays():
         assert second == pytest.approx(0.5 * factor, abs=1e-12)
 
 
+def test_cooldown_stays_for_half_of_the_run_and_falls_to_zero():
+    optimizer = optimizer_with("cooldown", lr=0.01)
+    lrs = learning_rates(optimizer, recommended_scheduler(optimizer, 8), 12)
+    factors = [1, 1, 1, 1, 1, 0.75, 0.5, 0.25, 0, 0, 0, 0]
+    assert [first for first, _ in lrs] == pytest.approx([0.01 * factor for factor in factors])
+    assert [second for _, second in lrs] == pytest.approx([0.5 * factor for factor in factors])
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_cooldown_of_a_short_or_odd_run(steps):
+    optimizer = optimizer_with("cooldown", lr=0.01)
+    lrs = learning_rates(optimizer, recommended_scheduler(optimizer, steps), steps)
+    expected = {1: [1], 3: [1, 1, 2 / 3]}[steps]
+    assert [first for first, _ in lrs] == pytest.approx([0.01 * factor for factor in expected])
+
+
 def test_inverse_sqrt_stays_for_a_hundred_steps_and_falls_whatever_the_length():
     optimizer = optimizer_with("inverse-sqrt", lr=0.01)
     lrs = learning_rates(optimizer, recommended_scheduler(optimizer, 400), 403)

@@ -60,8 +60,9 @@ class MetaTrainConfig:
             and at other places of their runs; 1, as in the papers: one run after the other.
         lr: inner learning rate, which the weights will recommend.
         schedule: of the inner learning rate, and what the weights will recommend: ``"none"``;
-            ``"cosine"``, it falls to 0 over an inner run; ``"inverse-sqrt"``, it falls with the
-            root of the steps beyond 100; or several, with a comma between, of which the inner
+            ``"cooldown"``, it falls to 0 over the second half of an inner run; ``"cosine"``, it
+            does over the whole; ``"inverse-sqrt"``, it falls with the root of the steps beyond
+            100; or several, with a comma between, of which the inner
             runs of a meta-step draw one, and the weights recommend the first.
         meta_objective: of an unroll: ``"loss"``, the mean inner loss; or ``"log-loss"``, its
             logarithm, so that all tasks count alike, whatever the size of their losses, and the end

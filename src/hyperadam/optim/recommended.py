@@ -18,6 +18,7 @@ def recommended_scheduler(optimizer: torch.optim.Optimizer, total_steps: int) ->
     Args:
         optimizer: a learned one, or a wrapper that has it as ``optimizer``, such as Accelerate's;
             its ``weights.schedule`` says which: ``"none"``, the learning rate stays;
+            ``"cooldown"``, it stays for half of the run, then falls to 0 along a line;
             ``"cosine"``, it falls to 0 along half a cosine; or ``"inverse-sqrt"``, it stays for 100
             steps, then falls with their number's root.
         total_steps: of the run; call the scheduler's ``step()`` once after each of them. Behind the
