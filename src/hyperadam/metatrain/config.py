@@ -62,8 +62,8 @@ class MetaTrainConfig:
         schedule: of the inner learning rate, and what the weights will recommend: ``"none"``;
             ``"cooldown"``, it falls to 0 over the second half of an inner run; ``"cosine"``, it
             does over the whole; ``"inverse-sqrt"``, it falls with the root of the steps beyond
-            100; or several, with a comma between, of which the inner
-            runs of a meta-step draw one, and the weights recommend the first.
+            100; or several, with a comma between, of which the inner runs of a meta-step draw one,
+            and the weights recommend the first.
         meta_objective: of an unroll: ``"loss"``, the mean inner loss; or ``"log-loss"``, its
             logarithm, so that all tasks count alike, whatever the size of their losses, and the end
             of an inner run as much as its beginning.
