@@ -14,7 +14,14 @@ from torch import Tensor
 from hyperadam.errors import DataError, missing_extra, unknown_name
 from hyperadam.tasks.base import make_generator
 from hyperadam.tasks.image_folder import ImageFolder, load_image_folder
-from hyperadam.tasks.text import SHAKESPEARE, TextData, load_pydoc, load_shakespeare
+from hyperadam.tasks.text import (
+    SHAKESPEARE,
+    UNICODE_NAMES,
+    TextData,
+    load_pydoc,
+    load_shakespeare,
+    load_unicode_names,
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -82,6 +89,7 @@ DATA_SETS = {
     CLUTTER: "mnist-{train,test}.parquet, or the hub's ylecun/mnist",
     "imagenet": "imagenet/{train,val}/CLASS/*.JPEG",
     "pydoc": "comes with Python",
+    UNICODE_NAMES: "comes with Python",
     "shakespeare": f"shakespeare.txt, or the hub's {SHAKESPEARE}",
 }
 """What each data set is read from, in words; files lie in the folder that is given."""
@@ -113,6 +121,8 @@ def load_data(name: str, data_dir: Path | None = None) -> Data:
         return _load_imagenet(data_dir)
     if name == "pydoc":
         return load_pydoc()
+    if name == UNICODE_NAMES:
+        return load_unicode_names()
     if name == "shakespeare":
         return load_shakespeare(data_dir)
     raise DataError(unknown_name("data set", name, DATA_SETS))

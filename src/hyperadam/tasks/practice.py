@@ -7,13 +7,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from hyperadam.tasks.data import CLUTTER, CLUTTER_SIZE, SMALL_MNIST, SMALL_SIZE
+from hyperadam.tasks.data import CLUTTER, CLUTTER_SIZE, SMALL_MNIST, SMALL_SIZE, Data
 from hyperadam.tasks.entry import TaskEntry, image_examples, module_network
 from hyperadam.tasks.examples import AutoregressiveExamples
 from hyperadam.tasks.networks import ACTIVATIONS, LSTM, MLP
-from hyperadam.tasks.supervised import Regression
+from hyperadam.tasks.supervised import Examples, Regression
+from hyperadam.tasks.text import UNICODE_NAMES, VOCABULARY, TextData, TextExamples
+from hyperadam.tasks.transformer import CharacterTransformer, VisionTransformer
 
 CLASSES = 10
+TEXT_CONTEXT = 32
 
 
 class Images(NamedTuple):
@@ -157,6 +160,34 @@ def _attention(layers: int, width: int) -> TaskEntry:
     )
 
 
+def _vit(images: Images, patch: int, layers: int, width: int, batch_size: int) -> TaskEntry:
+    return TaskEntry(
+        f"{images.name}-vit{layers}x{width}-b{batch_size}",
+        images.data,
+        module_network(
+            lambda: VisionTransformer(
+                images.channels, images.size, CLASSES, patch=patch, width=width, layers=layers
+            )
+        ),
+        image_examples(batch_size=batch_size),
+    )
+
+
+def _transformer(layers: int, width: int, batch_size: int) -> TaskEntry:
+    def examples(data: Data | None) -> Examples:
+        assert isinstance(data, TextData)
+        return TextExamples(data, batch_size, TEXT_CONTEXT)
+
+    return TaskEntry(
+        f"{UNICODE_NAMES}-transformer{layers}x{width}-b{batch_size}",
+        UNICODE_NAMES,
+        module_network(
+            lambda: CharacterTransformer(VOCABULARY, TEXT_CONTEXT, width=width, layers=layers)
+        ),
+        examples,
+    )
+
+
 def _autoencoder(widths: tuple[int, ...], activation: type[nn.Module]) -> TaskEntry:
     def build() -> nn.Module:
         layers: list[nn.Module] = [nn.Flatten()]
@@ -225,6 +256,11 @@ def practice_entries() -> list[TaskEntry]:
         _autoregressive_lstm(2, 8),
         _attention(1, 16),
         _attention(2, 16),
+        _vit(WHOLE, 7, 2, 32, 64),
+        _vit(COLOURED, 4, 1, 48, 64),
+        _vit(COLOURED, 4, 4, 24, 32),
+        _transformer(2, 32, 16),
+        _transformer(4, 24, 8),
         _autoencoder((32, 8, 32), nn.ReLU),
         _autoencoder((16,), nn.Tanh),
     ]

@@ -9,15 +9,15 @@ from torch import Tensor, nn
 WIDTH, HEADS, LAYERS = 64, 4, 4
 
 
-def _encoder() -> nn.Module:
+def _encoder(width: int, layers: int) -> nn.Module:
     layer = nn.TransformerEncoderLayer(
-        WIDTH, HEADS, 4 * WIDTH, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+        width, HEADS, 4 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
     )
-    return nn.TransformerEncoder(layer, LAYERS, nn.LayerNorm(WIDTH), enable_nested_tensor=False)
+    return nn.TransformerEncoder(layer, layers, nn.LayerNorm(width), enable_nested_tensor=False)
 
 
 class VisionTransformer(nn.Module):
-    """Four layers of width 64 with 4 heads over patches; the mean of their outputs is classified.
+    """Layers with 4 heads over an image's patches; the mean of their outputs is classified.
 
     Source: Dosovitskiy et al., "An image is worth 16x16 words", ICLR 2021; the mean in place of a
     class token as in Beyer et al., "Better plain ViT baselines for ImageNet-1k", 2022.
@@ -27,14 +27,25 @@ class VisionTransformer(nn.Module):
         size: their height and width.
         num_classes: outputs.
         patch: height and width of a patch.
+        width: of a patch's embedding.
+        layers: how many.
     """
 
-    def __init__(self, channels: int, size: int, num_classes: int, *, patch: int) -> None:
+    def __init__(
+        self,
+        channels: int,
+        size: int,
+        num_classes: int,
+        *,
+        patch: int,
+        width: int = WIDTH,
+        layers: int = LAYERS,
+    ) -> None:
         super().__init__()
-        self.embed = nn.Conv2d(channels, WIDTH, patch, stride=patch)
-        self.position = nn.Parameter(0.02 * torch.randn((size // patch) ** 2, WIDTH))
-        self.encoder = _encoder()
-        self.output = nn.Linear(WIDTH, num_classes)
+        self.embed = nn.Conv2d(channels, width, patch, stride=patch)
+        self.position = nn.Parameter(0.02 * torch.randn((size // patch) ** 2, width))
+        self.encoder = _encoder(width, layers)
+        self.output = nn.Linear(width, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits of images (batch, channels, size, size)."""
@@ -44,7 +55,7 @@ class VisionTransformer(nn.Module):
 
 
 class CharacterTransformer(nn.Module):
-    """Four layers of width 64 with 4 heads over characters, each of which sees those before it.
+    """Layers with 4 heads over characters, each of which sees those before it.
 
     Source: Vaswani et al., "Attention is all you need", NeurIPS 2017; normalisation before each
     layer and small initial embeddings as in Radford et al., "Language models are unsupervised
@@ -53,14 +64,18 @@ class CharacterTransformer(nn.Module):
     Args:
         vocabulary: how many characters there are.
         context: characters of a piece of text, at most.
+        width: of a character's embedding.
+        layers: how many.
     """
 
-    def __init__(self, vocabulary: int, context: int) -> None:
+    def __init__(
+        self, vocabulary: int, context: int, *, width: int = WIDTH, layers: int = LAYERS
+    ) -> None:
         super().__init__()
-        self.embed = nn.Parameter(0.02 * torch.randn(vocabulary, WIDTH))
-        self.position = nn.Parameter(0.02 * torch.randn(context, WIDTH))
-        self.encoder = _encoder()
-        self.output = nn.Linear(WIDTH, vocabulary)
+        self.embed = nn.Parameter(0.02 * torch.randn(vocabulary, width))
+        self.position = nn.Parameter(0.02 * torch.randn(context, width))
+        self.encoder = _encoder(width, layers)
+        self.output = nn.Linear(width, vocabulary)
 
     def forward(self, characters: Tensor) -> Tensor:
         """Logits of each character's successor, (batch, length, vocabulary)."""
