@@ -40,7 +40,7 @@ _BROAD_RULE = VariationalHyperAdamRule(
 # steps, at constant and falling learning rates; losses on the batch of an update and on the next.
 _BROAD = dataclasses.replace(
     _STABLE,
-    task="mnist8-*,mnist28-*,clutter16-*,autoregressive-*",
+    task="mnist8-*,mnist28-*,clutter16-*,autoregressive-*,unicode-names-*",
     rule=_BROAD_RULE,
     min_random_scaling=0.0,
     min_trajectory_length=100,

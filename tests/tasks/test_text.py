@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import sys
 
 import pytest
@@ -41,6 +42,17 @@ def test_pythons_documentation():
     assert 'The "assert" statement' in train
     pieces = [val[start : start + 65] for start in range(0, len(val) - 65, 65)]
     assert sum(piece in train for piece in pieces) < 0.02 * len(pieces)  # held out, so new
+
+
+def test_names_of_unicode_characters():
+    """Of a version that every Python has: the same text everywhere."""
+    data = load_data("unicode-names")
+    text = torch.cat((data.train, data.val))
+    lines = "".join("\n" if c == 0 else chr(c + 31) for c in text.tolist()).split("\n")
+    assert len(lines) == len(set(lines)) == 12_789
+    assert {"LATIN SMALL LETTER A", "GREEK CAPITAL LETTER OMEGA", "SNOWMAN"} <= set(lines)
+    assert not any("IDEOGRAPH-" in line or "HANGUL SYLLABLE" in line for line in lines)
+    assert hashlib.sha256(bytes(text.tolist())).hexdigest()[:8] == "9ebaf69a"
 
 
 def test_a_text_file(shakespeare):
