@@ -18,7 +18,7 @@ from hyperadam.baselines import LEARNED, OPTIMIZER_NAMES, make_baseline
 from hyperadam.evaluation import train
 from hyperadam.tasks import TASKS, ClassificationData, TextData, load_data
 from hyperadam.tasks.catalogue import IMAGES
-from hyperadam.tasks.text import encode_text
+from hyperadam.tasks.text import UNICODE_NAMES, encode_text
 
 BATCH, STEPS = 4, 2
 
@@ -51,7 +51,7 @@ def made_up(entry, image_dir):
         return entry.make(None)
     if entry.data == "imagenet":
         return entry.on(load_data("imagenet", image_dir))
-    if entry.data in ("pydoc", "shakespeare"):
+    if entry.data in ("pydoc", "shakespeare", UNICODE_NAMES):
         text = encode_text("The quick brown fox jumps over the lazy dog. " * 40)
         return entry.on(TextData(entry.data, text, text))
     channels, size, classes = IMAGES[entry.data]
