@@ -15,7 +15,7 @@ from hyperadam.errors import ConfigError, unknown_name
 from hyperadam.tasks.base import Task
 from hyperadam.tasks.convnet import HIDDEN, ConvNet
 from hyperadam.tasks.data import CLUTTER, CLUTTER_SIZE, SMALL_MNIST, SMALL_SIZE, Data
-from hyperadam.tasks.entry import TaskEntry, image_examples, module_network
+from hyperadam.tasks.entry import TaskEntry, image_examples, module_network, text_examples
 from hyperadam.tasks.examples import SineExamples
 from hyperadam.tasks.image_folder import ImageFolder, ImageFolderExamples
 from hyperadam.tasks.imagenet_resnet import STAGES, ImageNetResNet
@@ -23,7 +23,7 @@ from hyperadam.tasks.networks import ACTIVATIONS, LSTM, MLP, ModuleNetwork
 from hyperadam.tasks.practice import practice_entries
 from hyperadam.tasks.resnet import CifarResNet
 from hyperadam.tasks.supervised import Examples, Network, Regression
-from hyperadam.tasks.text import CONTEXT, VOCABULARY, TextData, TextExamples
+from hyperadam.tasks.text import CONTEXT, VOCABULARY
 from hyperadam.tasks.transformer import CharacterTransformer, VisionTransformer
 
 MLP_WIDTH = 20
@@ -120,12 +120,8 @@ def _imagenet(depth: int) -> TaskEntry:
 
 
 def _transformer(data: str) -> TaskEntry:
-    def examples(data: Data | None) -> Examples:
-        assert isinstance(data, TextData)
-        return TextExamples(data)
-
     network = module_network(lambda: CharacterTransformer(VOCABULARY, CONTEXT))
-    return TaskEntry(f"{data}-transformer", data, network, examples)
+    return TaskEntry(f"{data}-transformer", data, network, text_examples())
 
 
 def _entries() -> list[TaskEntry]:

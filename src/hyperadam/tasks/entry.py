@@ -20,6 +20,7 @@ from hyperadam.tasks.supervised import (
     Objective,
     SupervisedTask,
 )
+from hyperadam.tasks.text import TextData, TextExamples
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,5 +79,15 @@ def image_examples(**settings: Any) -> Callable[[Data | None], Examples]:
     def examples(data: Data | None) -> Examples:
         assert isinstance(data, ClassificationData)
         return ImageExamples(data, **settings)
+
+    return examples
+
+
+def text_examples(**settings: Any) -> Callable[[Data | None], Examples]:
+    """A :class:`TaskEntry`'s examples of text; settings of :class:`TextExamples`."""
+
+    def examples(data: Data | None) -> Examples:
+        assert isinstance(data, TextData)
+        return TextExamples(data, **settings)
 
     return examples

@@ -7,12 +7,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from hyperadam.tasks.data import CLUTTER, CLUTTER_SIZE, SMALL_MNIST, SMALL_SIZE, Data
-from hyperadam.tasks.entry import TaskEntry, image_examples, module_network
+from hyperadam.tasks.data import CLUTTER, CLUTTER_SIZE, SMALL_MNIST, SMALL_SIZE
+from hyperadam.tasks.entry import TaskEntry, image_examples, module_network, text_examples
 from hyperadam.tasks.examples import AutoregressiveExamples
 from hyperadam.tasks.networks import ACTIVATIONS, LSTM, MLP
-from hyperadam.tasks.supervised import Examples, Regression
-from hyperadam.tasks.text import UNICODE_NAMES, VOCABULARY, TextData, TextExamples
+from hyperadam.tasks.supervised import Regression
+from hyperadam.tasks.text import UNICODE_NAMES, VOCABULARY
 from hyperadam.tasks.transformer import CharacterTransformer, VisionTransformer
 
 CLASSES = 10
@@ -174,17 +174,13 @@ def _vit(images: Images, patch: int, layers: int, width: int, batch_size: int) -
 
 
 def _transformer(layers: int, width: int, batch_size: int) -> TaskEntry:
-    def examples(data: Data | None) -> Examples:
-        assert isinstance(data, TextData)
-        return TextExamples(data, batch_size, TEXT_CONTEXT)
-
     return TaskEntry(
         f"{UNICODE_NAMES}-transformer{layers}x{width}-b{batch_size}",
         UNICODE_NAMES,
         module_network(
             lambda: CharacterTransformer(VOCABULARY, TEXT_CONTEXT, width=width, layers=layers)
         ),
-        examples,
+        text_examples(batch_size=batch_size, context=TEXT_CONTEXT),
     )
 
 
