@@ -84,6 +84,15 @@ def test_noise_comes_from_the_seed():
     assert not torch.equal(isotropic, mean)
 
 
+def test_settings_reach_the_optimizer():
+    param = torch.nn.Parameter(torch.zeros(3))
+    for name, calibrate in (
+        ("variational-hyperadam", False),
+        ("variational-hyperadam-calibrated", True),
+    ):
+        assert make_baseline(name).build([param], 1.0, 0).calibrate is calibrate
+
+
 def test_weights_of_a_file(tmp_path):
     save_weights(make_weights(), tmp_path / "mine.safetensors")
     baseline = make_baseline(f"variational-hyperadam@{tmp_path}/mine.safetensors")

@@ -120,6 +120,7 @@ _RNN = "the LSTM on Adam's and RMSprop's directions of Lv et al. (ICML 2017)"
 _HYPER = "HyperAdam (Wang et al., AAAI 2019), which combines Adam-like candidates"
 _VARIATIONAL = "Variational HyperAdam (Wang et al., TPAMI 2022), whose updates are sampled"
 _MEAN = "the same rule, but each update is the mean of its distribution"
+_CALIBRATED = "the same rule, its learning rate scaled by the coherence of the first gradients"
 _ISOTROPIC = "the same mean, with noise of one variance for all coordinates"
 
 LEARNED: dict[str, Learned] = {
@@ -131,6 +132,9 @@ LEARNED: dict[str, Learned] = {
         VariationalHyperAdam, "default", True, _MEAN, {"sample": False}
     ),
     "variational-hyperadam-isotropic": Learned(IsotropicNoise, "default", True, _ISOTROPIC),
+    "variational-hyperadam-calibrated": Learned(
+        VariationalHyperAdam, "default", True, _CALIBRATED, {"calibrate": True}
+    ),
 }
 """Learned optimizers. The mean and the isotropic one are for the question what the predicted
 variance is worth."""

@@ -100,6 +100,7 @@ def test_the_signature():
         "maximize": False,
         "shard_of": None,
         "process_group": None,
+        "calibrate": False,
     }
     keywords = [n for n, p in parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY]
     assert keywords == list(parameters)[2:]
@@ -1149,7 +1150,7 @@ def test_old_memory_is_free_where_nothing_needs_it(steps, monkeypatch):
     else:
         real = Arena.__init__
         monkeypatch.setattr(
-            Arena, "__init__", lambda *a: (alive.append(old() is not None), real(*a))[1]
+            Arena, "__init__", lambda *a, **k: (alive.append(old() is not None), real(*a, **k))[1]
         )
         optimizer.add_param_group({"params": make_params(30)})
         (new,) = optimizer.param_groups[1]["params"]

@@ -138,7 +138,7 @@ def fsdp(rank, size, steps, replicas, dtype, settings):
     state = {
         name: (tuple(value.shape), len(value.to_local()), value.placements)
         for name, value in optimizer.state_dict()["state"][4].items()
-        if name != "step"
+        if value.dim() > 0
     }
     return {
         "params": params,
@@ -209,19 +209,29 @@ def zero_resumed(rank, size, first, steps, make=make_model):
     return params_of(model), names
 
 
-def save(rank, size, folder, first):
+def save(rank, size, folder, first, **settings):
     """Some steps, and a checkpoint of model and optimizer."""
-    model, optimizer = make_sharded(size)
+    model, optimizer = make_sharded(size, **settings)
     train(model, optimizer, range(first), rank, size)
     state = dict(zip(("model", "optimizer"), get_state_dict(model, optimizer), strict=True))
     checkpoint.save(state, checkpoint_id=folder)
 
 
-def resume(rank, size, folder, first, steps, device="cpu"):
+def save_calibrated(rank, size, folder, first):
+    save(rank, size, folder, first, calibrate=True)
+
+
+def resume_calibrated(rank, size, folder, first, steps):
+    return resume(rank, size, folder, first, steps, calibrate=True)
+
+
+def resume(rank, size, folder, first, steps, device="cpu", **settings):
     """From a checkpoint on; whatever the optimizer held before is gone."""
-    model, optimizer = make_sharded(size, device=device) if size > 1 else (make_model(), None)
-    if optimizer is None:
-        optimizer = VariationalHyperAdam(model.parameters(), lr=LR)
+    if size > 1:
+        model, optimizer = make_sharded(size, device=device, **settings)
+    else:
+        model = make_model()
+        optimizer = VariationalHyperAdam(model.parameters(), lr=LR, **settings)
     if device == "meta":
         model.to_empty(device="cpu")
         with torch.no_grad():

@@ -164,3 +164,39 @@ def test_nothing_to_train(pools):
 def test_fsdp1_is_refused(pools, use_orig_params):
     for message in pools[2].run(jobs.fsdp1, use_orig_params):
         assert "use fully_shard (FSDP2)" in message
+
+
+CALIBRATED = {"calibrate": True}
+CALIBRATION_STEPS = 24
+
+
+@pytest.fixture(scope="module")
+def one_calibrated_process():
+    expected = jobs.alone(CALIBRATION_STEPS, **CALIBRATED)
+    with pytest.raises(AssertionError):  # it does something here
+        assert_close(expected, jobs.alone(CALIBRATION_STEPS))
+    return expected
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_the_coherence_is_one_over_all_shards(pools, one_calibrated_process, size):
+    for found in pools[size].run(jobs.fsdp, CALIBRATION_STEPS, 1, F64, CALIBRATED):
+        assert_close(found["params"], one_calibrated_process)
+
+
+def test_the_coherence_is_one_over_all_of_zeros_processes(pools, one_calibrated_process):
+    for params, _ in pools[2].run(jobs.zero, CALIBRATION_STEPS, CALIBRATED):
+        assert_close(params, one_calibrated_process)
+    small = jobs.alone(CALIBRATION_STEPS, make=jobs.make_small_model, **CALIBRATED)
+    for params, _ in pools[4].run(jobs.zero, CALIBRATION_STEPS, CALIBRATED, jobs.make_small_model):
+        assert_close(params, small)
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_a_checkpoint_keeps_the_coherence(pools, one_calibrated_process, tmp_path):
+    pools[4].run(jobs.save_calibrated, tmp_path / "saved", 15)
+    arguments = (tmp_path / "saved", 15, CALIBRATION_STEPS)
+    results = pools[2].run(jobs.resume_calibrated, *arguments)
+    results.append(jobs.resume_calibrated(0, 1, *arguments))
+    for params, _ in results:
+        assert_close(params, one_calibrated_process)

@@ -22,7 +22,7 @@ CPU_ALLOCATOR = "DefaultCPUAllocator"
 
 
 class Entry(dict[str, Tensor]):
-    """A parameter's entry in ``optimizer.state``: ``step`` and each field of the state, by the
+    """A parameter's entry in ``optimizer.state``: its scalars and each field of the state, by the
     names that they have in a state dict, as views of an arena."""
 
 
@@ -43,12 +43,14 @@ class Arena:
         rule: whose state it is.
         dtype: of the computation.
         state_dtype: of the state.
+        calibrate: keep the sum of the coherence too (:mod:`hyperadam.optim.coherence`).
 
     Attributes:
         index: each parameter's number.
         state: the tiles.
         lanes: the buffers of a step.
         steps_P: steps that each parameter has taken.
+        scalars: what there is one number of for each parameter, by its key in a state dict.
 
     Raises:
         OutOfMemoryError: the state does not fit; the message has the bytes.
@@ -61,6 +63,8 @@ class Arena:
         rule: Rule,
         dtype: torch.dtype,
         state_dtype: torch.dtype,
+        *,
+        calibrate: bool = False,
     ) -> None:
         self.layout = TileLayout.of(rule)
         self.index = {param: number for number, param in enumerate(params)}
@@ -90,6 +94,9 @@ class Arena:
         log_var = lanes[2] if rule.has_variance else None
         self.lanes = Lanes(lanes[0], lanes[1], log_var, direction=lanes[0])
         self.steps_P = torch.zeros(len(params), dtype=torch.int64, device=device)
+        self.scalars = {"step": self.steps_P}
+        if calibrate:
+            self.scalars["coherence"] = torch.zeros(len(params), dtype=torch.float64, device=device)
         self._shapes = [local(param).shape for param in params]
 
     def view(self, lanes: Tensor, number: int) -> Tensor:
@@ -103,12 +110,14 @@ class Arena:
         """A parameter's entry in ``optimizer.state``."""
         tiles = self._tiles(number)
         fields = {key: tiles[:, self.layout.rows[f]] for f, key in keys(self.layout).items()}
-        return Entry(step=self.steps_P[number], **fields)
+        scalars = {key: values_P[number] for key, values_P in self.scalars.items()}
+        return Entry(**scalars, **fields)
 
     def reset(self, number: int) -> None:
         """Set a parameter's state to that before its first step."""
         self._tiles(number).zero_()
-        self.steps_P[number] = 0
+        for values_P in self.scalars.values():
+            values_P[number] = 0
         self.state.squares = None
 
     def load(self, number: int, fields: Mapping[str, Tensor]) -> None:
@@ -119,12 +128,14 @@ class Arena:
             for field, key in keys(self.layout).items()
         }
         self.layout.pack(columns, self._tiles(number))
-        self.steps_P[number] = fields["step"]
+        for key, values_P in self.scalars.items():
+            values_P[number] = fields[key]
         self.state.squares = None
 
     def fields(self, number: int) -> dict[str, Tensor]:
-        """A parameter's state in the form of a state dict: ``step``, and each field as a tensor of
-        shape (*param.shape, *width), with memory of its own, a DTensor where the parameter is."""
+        """A parameter's state in the form of a state dict: its scalars, and each field as a tensor
+        of shape (*param.shape, *width), with memory of its own, a DTensor where the parameter is.
+        """
         shape, tiles = self._shapes[number], self._tiles(number)
         found = self.layout.unpack(tiles, shape.numel())
         columns = {
@@ -132,9 +143,12 @@ class Arena:
             for field, key in keys(self.layout).items()
         }
         param = self.params[number]
-        return {"step": self.steps_P[number].clone()} | {
-            key: spread_like(values, param) for key, values in columns.items()
-        }
+        scalars = {key: values_P[number].clone() for key, values_P in self.scalars.items()}
+        return scalars | {key: spread_like(values, param) for key, values in columns.items()}
+
+
+SCALARS = ("step", "coherence")
+"""Keys in a state dict of what is one number."""
 
 
 def _apart(values: Tensor, tiles: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ arena, steps the rule there, in place, and moves the parameters.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import numbers
 import sys
@@ -24,7 +25,8 @@ from torch.optim.optimizer import ParamsT
 
 from hyperadam.errors import ConfigError, WeightsError, unknown_name
 from hyperadam.kernels import BACKENDS, Lanes, Part, TileLayout, is_finite, tiled_rule
-from hyperadam.optim.arena import Arena, Entry, Unmade, keys
+from hyperadam.optim.arena import SCALARS, Arena, Entry, Unmade, keys
+from hyperadam.optim.coherence import STEPS, coherence, lr_scale
 from hyperadam.optim.sharding import (
     GroupSum,
     count_everywhere,
@@ -43,6 +45,7 @@ from hyperadam.rule import (
     Reduce,
     RuleState,
     Theta,
+    VariationalHyperAdamRule,
     cat_states,
 )
 from hyperadam.weights import Weights, load_weights
@@ -134,6 +137,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         maximize: bool = False,
         shard_of: Iterable[Tensor] | None = None,
         process_group: ProcessGroup | None = None,
+        calibrate: bool = False,
         own_defaults: Mapping[str, Any] | None = None,
     ) -> None:
         if not isinstance(weights, Weights):
@@ -145,10 +149,15 @@ class LearnedOptimizer(torch.optim.Optimizer):
             raise ConfigError(unknown_name("state_dtype", str(state_dtype), get_args(StateDtype)))
         if backend not in BACKENDS:
             raise ConfigError(unknown_name("backend", str(backend), BACKENDS))
+        if not isinstance(calibrate, bool):
+            raise ConfigError(f"calibrate must be True or False; got {calibrate!r}")
         self.weights = weights
         self.nonfinite = nonfinite
         self.backend = backend
         self.state_dtype = state_dtype
+        self.calibrate = calibrate
+        self._calibrating = calibrate
+        self._asked = itertools.count(1)
         self._skipped = torch.zeros((), dtype=torch.int64)  # on the parameters' device
         self._arena: Arena | None = None
         self._first: dict[Tensor, int] = {}
@@ -194,7 +203,9 @@ class LearnedOptimizer(torch.optim.Optimizer):
             if group["lr"] is None:
                 group["lr"] = self.weights.lr
             self._check_hyperparameters(group)
-            misplaced = sorted({"weights", "backend", "nonfinite", "state_dtype"} & set(group))
+            misplaced = sorted(
+                {"weights", "backend", "nonfinite", "state_dtype", "calibrate"} & set(group)
+            )
             if misplaced:
                 raise ConfigError(f"{misplaced[0]} is a setting of the optimizer, not of a group")
             # Plain numbers: NumPy's would not pass torch.load(weights_only=True).
@@ -319,10 +330,15 @@ class LearnedOptimizer(torch.optim.Optimizer):
         else:
             self._announce()
 
+    @property
+    def _scalars(self) -> tuple[str, ...]:
+        """Those of :data:`~hyperadam.optim.arena.SCALARS` that the state has."""
+        return SCALARS if self.calibrate else SCALARS[:1]
+
     def _announce(self) -> None:
         """Give each parameter without state an entry that says what it will be, or
         torch.distributed.checkpoint would make a step to find out."""
-        names = ["step", *keys(TileLayout.of(self.weights.rule)).values()]
+        names = [*self._scalars, *keys(TileLayout.of(self.weights.rule)).values()]
         for param in (param for group in self.param_groups for param in group["params"]):
             if param.requires_grad and not self.state.get(param):
                 self.state[param] = Unmade(dict.fromkeys(names, torch.empty(0)))
@@ -345,7 +361,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
             old = self._arena = None
             for param in [key for key, entry in self.state.items() if isinstance(entry, Entry)]:
                 del self.state[param]
-        arena = Arena(params, device, rule, dtype, state_dtype)
+        arena = Arena(params, device, rule, dtype, state_dtype, calibrate=self.calibrate)
         for param, number in arena.index.items():
             entry = self.state.get(param)
             if entry:
@@ -434,6 +450,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
             numbers = torch.tensor([number for number, *_ in key], device=arena.steps_P.device)
             self._active_numbers = numbers
             self._parts_key = key
+            self._calibrating = self.calibrate
         return self._active_parts
 
     def _noise_settings(self, group: dict[str, Any]) -> tuple[int, bool]:
@@ -463,6 +480,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
             self._skipped += ~finite
             arena.lanes.grad.masked_fill_(~finite, 0)
         arena.steps_P.index_add_(0, self._active_numbers, finite.to(torch.int64).expand(len(parts)))
+        if self.calibrate:
+            self._scale_by_coherence(arena, parts, directions, finite)
         self._move(active, directions, finite)
         self._stepped.update(each.key for each in active)
 
@@ -472,6 +491,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         if isinstance(entry, Entry):
             return
         number = arena.index[param]
+        self._calibrating = self.calibrate
         if entry:  # as ZeroRedundancyOptimizer loads it
             arena.load(number, entry)
         else:  # dropped
@@ -486,6 +506,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
         if self._stopped_by(finite, []):
             return
         self._redirect(arena.lanes, nothing, steps_P)
+        if self.calibrate:
+            self._coherence(arena, nothing, steps_P)
         if finite.device.type != "cpu":
             self._skipped += ~finite
 
@@ -503,6 +525,29 @@ class LearnedOptimizer(torch.optim.Optimizer):
         if on_cpu:
             self._skip(warn=not expected)
         return on_cpu
+
+    def _scale_by_coherence(
+        self, arena: Arena, parts: Sequence[Part], directions: list[Tensor], finite: Tensor
+    ) -> None:
+        """Add up the coherence of the first steps, and scale the directions by what it tells."""
+        steps_P = arena.steps_P[self._active_numbers]
+        total_P = arena.scalars["coherence"]
+        if self._calibrating:
+            found = self._coherence(arena, parts, steps_P)
+            counts_P = (steps_P > 1) & (steps_P <= STEPS) & finite
+            total_P.index_add_(0, self._active_numbers, torch.where(counts_P, found, 0))
+            # Where others sum along, none may stop by itself. A GPU is seldom waited for.
+            on_cpu = finite.device.type == "cpu"
+            if self._reduce is None and (on_cpu or next(self._asked) % STEPS == 0):
+                self._calibrating = not bool((steps_P >= STEPS).all())
+        scale_P = lr_scale(total_P[self._active_numbers], steps_P).to(directions[0].dtype)
+        torch._foreach_mul_(directions, list(scale_P.unbind()))
+
+    def _coherence(self, arena: Arena, parts: Sequence[Part], steps_P: Tensor) -> Tensor:
+        rule = self.weights.rule
+        assert isinstance(rule, VariationalHyperAdamRule)
+        decays, layout = rule.moment_decays, arena.layout
+        return coherence(arena.state, layout, decays, parts, steps_P, self._reduce)
 
     def _redirect(self, lanes: Lanes, parts: Sequence[Part], steps_P: Tensor) -> None:
         """Where a subclass can change the rule's directions in place before they are applied."""
@@ -758,7 +803,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
             return
         layout = TileLayout.of(self.weights.rule)
         shapes = {key: (*shape, *layout.widths[field]) for field, key in keys(layout).items()}
-        shapes["step"] = ()
+        shapes |= dict.fromkeys(self._scalars, ())
         require(
             set(saved) == set(shapes),
             f"a parameter's state holds {sorted(map(str, saved))}, expected {sorted(shapes)}",
@@ -783,6 +828,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
             "nonfinite",
             "backend",
             "state_dtype",
+            "calibrate",
             "_skipped",
             "_everywhere",
             "_process_group",
@@ -792,13 +838,14 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._arena = None  # made from the state at the next step
+        self._asked = itertools.count(1)
         self._first = {}
         self.state = defaultdict(dict)  # it holds the arena's memory
         for param, saved in state["state"].items():
             if isinstance(saved, _Verbatim):
                 state["state"][param] = {
                     name: value.detach().clone()
-                    if name == "step"
+                    if name in SCALARS
                     else spread_like(_copy_beside(own_share(value.detach(), param), param), param)
                     for name, value in saved.saved.items()
                 }

@@ -60,6 +60,9 @@ class VariationalHyperAdam(LearnedOptimizer):
             parameters: those of all processes, in the model's order (``docs/distributed.md``).
             DTensors, as FSDP2 makes them, need nothing.
         process_group: those processes; None: all.
+        calibrate: multiply ``lr`` from the 20th step on by 0.2 to 4, by what the gradients of the
+            first 20 show of the task (:mod:`hyperadam.optim.coherence`). Costs a number for each
+            parameter tensor, and nothing after these steps but a multiplication.
 
     Raises:
         ValueError: an empty parameter list, a hyperparameter out of range, unknown or damaged
@@ -97,6 +100,7 @@ class VariationalHyperAdam(LearnedOptimizer):
         maximize: bool = False,
         shard_of: Iterable[Tensor] | None = None,
         process_group: ProcessGroup | None = None,
+        calibrate: bool = False,
     ) -> None:
         super().__init__(
             params,
@@ -110,6 +114,7 @@ class VariationalHyperAdam(LearnedOptimizer):
             maximize=maximize,
             shard_of=shard_of,
             process_group=process_group,
+            calibrate=calibrate,
             own_defaults={"sample": sample, "seed": seed},
         )
 

@@ -1,0 +1,233 @@
+"""``calibrate=True``: the learning rate follows the coherence of the first gradients."""
+
+import copy
+import io
+import math
+
+import pytest
+import torch
+
+from conftest import make_weights
+from hyperadam import VariationalHyperAdam
+from hyperadam.optim.coherence import LIMITS, NEUTRAL, POWER, STEPS
+from hyperadam.rule import VariationalHyperAdamRule
+
+DECAYS = (0.5, 0.9, 0.99)
+WEIGHTS = make_weights(VariationalHyperAdamRule(channels=4, moment_decays=DECAYS))
+
+
+def make(params, **settings):
+    return VariationalHyperAdam(params, **{"weights": WEIGHTS, "calibrate": True, **settings})
+
+
+def make_params(*shapes, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(s, generator=generator).to(dtype).requires_grad_() for s in shapes]
+
+
+def gradients(shapes, step, noise):
+    """Of mean 1, independent from step to step but for that."""
+    generator = torch.Generator().manual_seed(step)
+    return [1 + noise * torch.randn(shape, generator=generator) for shape in shapes]
+
+
+def train(optimizer, params, steps, start=0, noise=1.0):
+    for step in range(start, start + steps):
+        drawn = gradients([param.shape for param in params], step, noise)
+        for param, grad in zip(params, drawn, strict=True):
+            param.grad = grad.to(param.dtype)
+        optimizer.step()
+
+
+def total(optimizer, param):
+    return float(optimizer.state[param]["coherence"])
+
+
+def expected_scale(total):
+    mean = total / (STEPS - 1)
+    return min(max((mean / NEUTRAL) ** POWER, LIMITS[0]), LIMITS[1])
+
+
+def copies(params):
+    return [param.detach().clone().requires_grad_() for param in params]
+
+
+def assert_equal(xs, ys):
+    assert all(torch.equal(x, y) for x, y in zip(xs, ys, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_the_coherence_is_that_of_its_definition(dtype):
+    shapes = [(3, 4), (5,)]
+    params = make_params(*shapes, dtype=dtype)
+    optimizer = make(params)
+    means = []
+    first = torch.zeros(3, 17, dtype=torch.float64)
+    second = torch.zeros(3, 17, dtype=torch.float64)
+    decays = torch.tensor(DECAYS, dtype=torch.float64).unsqueeze(-1)
+    for step in range(1, STEPS + 3):
+        train(optimizer, params, 1, start=step)
+        grad = torch.cat([param.grad.flatten() for param in params]).double()
+        first = decays * first + (1 - decays) * grad
+        second = decays * second + (1 - decays) * grad**2
+        correction = 1 - decays**step
+        means.append(float(((first / correction).abs() / (second / correction).sqrt()).mean()))
+    assert means[0] == pytest.approx(1)
+    assert total(optimizer, params[0]) == pytest.approx(sum(means[1:STEPS]), rel=1e-5)
+    assert total(optimizer, params[1]) == total(optimizer, params[0])
+
+
+@pytest.mark.parametrize("noise", [0.3, 1.0, 10.0])
+def test_from_the_20th_step_on_the_learning_rate_is_scaled(noise):
+    params = make_params((6, 5), (7,))
+    others = copies(params)
+    calibrated, plain = make(params), make(others, calibrate=False)
+    train(calibrated, params, STEPS - 1, noise=noise)
+    train(plain, others, STEPS - 1, noise=noise)
+    assert_equal(params, others)
+    before = copies(params)
+    train(calibrated, params, 1, start=STEPS, noise=noise)
+    train(plain, others, 1, start=STEPS, noise=noise)
+    scale = expected_scale(total(calibrated, params[0]))
+    for start, ours, theirs in zip(before, params, others, strict=True):
+        torch.testing.assert_close(ours - start, scale * (theirs - start), rtol=1e-3, atol=1e-6)
+
+
+def test_agreement_lengthens_steps_and_noise_shortens_them():
+    scales = []
+    for noise in (0.0, 1.0, 2.0, 100.0):
+        params = make_params((40, 5))
+        optimizer = make(params)
+        train(optimizer, params, STEPS, noise=noise)
+        scales.append(expected_scale(total(optimizer, params[0])))
+    assert scales == sorted(scales, reverse=True)
+    assert scales[0] == LIMITS[1]
+    assert scales[-1] < 1
+
+
+def test_independent_gradients_are_near_neutral():
+    """As docs/method.md says."""
+    (param,) = params = make_params(3000)
+    optimizer = make(params)
+    for step in range(STEPS):
+        param.grad = torch.randn(3000, generator=torch.Generator().manual_seed(step))
+        optimizer.step()
+    assert total(optimizer, param) / (STEPS - 1) == pytest.approx(0.36, abs=0.005)
+
+
+def test_swinging_to_and_fro_shortens_steps_most():
+    params = make_params(6)
+    optimizer = make(params)
+    for step in range(STEPS):
+        params[0].grad = torch.full((6,), (-1.0) ** step)
+        optimizer.step()
+    assert expected_scale(total(optimizer, params[0])) == LIMITS[0]
+
+
+def test_what_comes_later_does_not_count():
+    params = make_params(6)
+    optimizer = make(params)
+    train(optimizer, params, STEPS)
+    before = total(optimizer, params[0])
+    train(optimizer, params, 5, start=STEPS, noise=50.0)
+    assert total(optimizer, params[0]) == before
+
+
+def test_coordinates_without_gradient_do_not_count():
+    def run(*shapes):
+        params = make_params(*shapes)
+        optimizer = make(params)
+        for step in range(STEPS):
+            params[0].grad = gradients([(6,)], step, 1.0)[0]
+            for param in params[1:]:
+                param.grad = torch.zeros_like(param)
+            optimizer.step()
+        return total(optimizer, params[0])
+
+    assert run(6, (7, 3)) == pytest.approx(run(6))
+
+
+def test_splitting_parameters_changes_nothing():
+    whole = make_params((8, 4))
+    pieces = [piece.detach().clone().requires_grad_() for piece in whole[0].split(3)]
+    one, other = make(whole), make(pieces)
+    for step in range(STEPS + 2):
+        grad = gradients([(8, 4)], step, 1.0)[0]
+        whole[0].grad = grad
+        for piece, share in zip(pieces, grad.split(3), strict=True):
+            piece.grad = share.clone()
+        one.step()
+        other.step()
+    assert total(one, whole[0]) == pytest.approx(total(other, pieces[0]), rel=1e-6)
+
+
+def test_a_parameter_that_joins_later_has_steps_of_its_own():
+    first, second = make_params(4, 5)
+    optimizer = make([first])
+    train(optimizer, [first], 10)
+    optimizer.add_param_group({"params": [second]})
+    train(optimizer, [first, second], 12, start=10)
+    done, sum_so_far = total(optimizer, first), total(optimizer, second)
+    assert 0 < sum_so_far < done
+    train(optimizer, [first, second], STEPS, start=22)
+    assert total(optimizer, first) == done
+    assert total(optimizer, second) > sum_so_far
+
+
+def test_skipped_steps_do_not_count():
+    params, others = make_params(4), make_params(4)
+    disturbed, undisturbed = make(params), make(others)
+    train(disturbed, params, 5)
+    params[0].grad = torch.full_like(params[0], math.nan)
+    with pytest.warns(RuntimeWarning, match="skipped"):
+        disturbed.step()
+    train(disturbed, params, STEPS, start=5)
+    train(undisturbed, others, STEPS + 5)
+    assert_equal(params, others)
+    assert total(disturbed, params[0]) == total(undisturbed, others[0])
+
+
+@pytest.mark.parametrize("state_dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("at", [3, STEPS, STEPS + 5])
+def test_resume_is_bit_for_bit(at, state_dtype):
+    params = make_params((4, 3), 5)
+    undisturbed = make(params, state_dtype=state_dtype)
+    train(undisturbed, params, at)
+    buffer = io.BytesIO()
+    torch.save(undisturbed.state_dict(), buffer)
+    buffer.seek(0)
+    resumed_params = copies(params)
+    train(undisturbed, params, STEPS, start=at)
+    resumed = make(resumed_params, state_dtype=state_dtype)
+    resumed.load_state_dict(torch.load(buffer, weights_only=True))
+    train(resumed, resumed_params, STEPS, start=at)
+    assert_equal(params, resumed_params)
+    assert total(resumed, resumed_params[0]) == total(undisturbed, params[0])
+
+
+def test_a_copy_goes_its_own_way():
+    params = make_params(5)
+    optimizer = make(params)
+    train(optimizer, params, 4)
+    copied, others = copy.deepcopy((optimizer, params))
+    train(optimizer, params, STEPS, start=4)
+    assert total(copied, others[0]) < total(optimizer, params[0])
+    train(copied, others, STEPS, start=4)
+    assert_equal(params, others)
+
+
+@pytest.mark.parametrize("calibrate", [True, False])
+def test_state_of_the_other_kind_is_refused(calibrate):
+    params = make_params(3)
+    saved = make(params, calibrate=not calibrate)
+    train(saved, params, 2)
+    optimizer = make(copies(params), calibrate=calibrate)
+    with pytest.raises(ValueError, match=r"state holds .* expected"):
+        optimizer.load_state_dict(saved.state_dict())
+
+
+def test_it_is_a_setting_of_the_optimizer():
+    with pytest.raises(ValueError, match="calibrate must be True or False; got 'yes'"):
+        make(make_params(2), calibrate="yes")
+    with pytest.raises(ValueError, match="calibrate is a setting of the optimizer"):
+        make([{"params": make_params(2), "calibrate": True}])
