@@ -1,10 +1,9 @@
 """A learning rate that fits the task: scaled by how coherent the first gradients are.
 
 Where successive gradients agree, the loss goes down along a long, smooth slope and long steps pay;
-where they are mostly noise, or swing to and fro, short ones do. The best learning rate of a rule
-that sees one coordinate at a time follows this more closely than any size or shape of the network.
-The same reasoning gives large batches larger learning rates: McCandlish et al., "An empirical model
-of large-batch training", 2018, equation 2.7.
+where they are mostly noise, or swing to and fro, short ones do. The part of noise alone is what
+gives large batches larger learning rates: McCandlish et al., "An empirical model of large-batch
+training", 2018, section 2.2.
 
 Suffixes: P parts, K fixed moments.
 """
