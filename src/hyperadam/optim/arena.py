@@ -20,6 +20,9 @@ from hyperadam.rule import Rule
 CPU_ALLOCATOR = "DefaultCPUAllocator"
 """In the message of the RuntimeError that PyTorch raises where the system has no more memory."""
 
+SCALARS = ("step", "coherence")
+"""Keys in a state dict of what is one number."""
+
 
 class Entry(dict[str, Tensor]):
     """A parameter's entry in ``optimizer.state``: its scalars and each field of the state, by the
@@ -145,10 +148,6 @@ class Arena:
         param = self.params[number]
         scalars = {key: values_P[number].clone() for key, values_P in self.scalars.items()}
         return scalars | {key: spread_like(values, param) for key, values in columns.items()}
-
-
-SCALARS = ("step", "coherence")
-"""Keys in a state dict of what is one number."""
 
 
 def _apart(values: Tensor, tiles: Tensor) -> Tensor:

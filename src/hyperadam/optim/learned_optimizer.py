@@ -156,7 +156,6 @@ class LearnedOptimizer(torch.optim.Optimizer):
         self.backend = backend
         self.state_dtype = state_dtype
         self.calibrate = calibrate
-        self._calibrating = calibrate
         self._asked = itertools.count(1)
         self._skipped = torch.zeros((), dtype=torch.int64)  # on the parameters' device
         self._arena: Arena | None = None

@@ -62,7 +62,9 @@ class VariationalHyperAdam(LearnedOptimizer):
         process_group: those processes; None: all.
         calibrate: multiply ``lr`` from the 20th step on by 0.2 to 4, by what the gradients of the
             first 20 show of the task (:mod:`hyperadam.optim.coherence`). Costs a number for each
-            parameter tensor, and nothing after these steps but a multiplication.
+            parameter tensor, a pass over the fixed moments in these steps, and a multiplication
+            after them; with parameters spread over processes the pass, and one more sum over
+            them, in every step.
 
     Raises:
         ValueError: an empty parameter list, a hyperparameter out of range, unknown or damaged
