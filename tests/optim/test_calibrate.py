@@ -1,6 +1,7 @@
 """``calibrate=True``: the learning rate follows the coherence of the first gradients."""
 
 import copy
+import dataclasses
 import io
 import math
 
@@ -9,8 +10,8 @@ import torch
 
 from conftest import make_weights
 from hyperadam import VariationalHyperAdam
-from hyperadam.optim.coherence import LIMITS, NEUTRAL, POWER, STEPS
 from hyperadam.rule import VariationalHyperAdamRule
+from hyperadam.rule.coherence import LIMITS, NEUTRAL, POWER, STEPS
 
 DECAYS = (0.5, 0.9, 0.99)
 WEIGHTS = make_weights(VariationalHyperAdamRule(channels=4, moment_decays=DECAYS))
@@ -75,6 +76,25 @@ def test_the_coherence_is_that_of_its_definition(dtype):
     assert means[0] == pytest.approx(1)
     assert total(optimizer, params[0]) == pytest.approx(sum(means[1:STEPS]), rel=1e-5)
     assert total(optimizer, params[1]) == total(optimizer, params[0])
+
+
+def test_weights_may_ask_for_it():
+    asking = make_weights(dataclasses.replace(WEIGHTS.rule, calibrated=True))
+    for weights, given, expected in (
+        (WEIGHTS, None, False),
+        (WEIGHTS, True, True),
+        (asking, None, True),
+        (asking, False, False),
+    ):
+        params = make_params((6, 5))
+        others = copies(params)
+        optimizer = make(params, weights=weights, calibrate=given)
+        explicit = make(others, weights=weights, calibrate=expected)
+        assert optimizer.calibrate is expected
+        for one, values in ((optimizer, params), (explicit, others)):
+            train(one, values, STEPS + 1)
+        assert_equal(params, others)
+        assert ("coherence" in optimizer.state_dict()["state"][0]) is expected
 
 
 @pytest.mark.parametrize("noise", [0.3, 1.0, 10.0])
@@ -227,7 +247,38 @@ def test_state_of_the_other_kind_is_refused(calibrate):
 
 
 def test_it_is_a_setting_of_the_optimizer():
-    with pytest.raises(ValueError, match="calibrate must be True or False; got 'yes'"):
+    with pytest.raises(ValueError, match="calibrate must be True, False or None; got 'yes'"):
         make(make_params(2), calibrate="yes")
     with pytest.raises(ValueError, match="calibrate is a setting of the optimizer"):
         make([{"params": make_params(2), "calibrate": True}])
+
+
+def test_only_parameters_in_their_first_steps_count():
+    """One that joins later has the coherence that it would have alone."""
+    first, second = make_params(4, 5)
+    (alone,) = make_params(5)
+    optimizer, expected = make([first]), make([alone])
+    train(optimizer, [first], STEPS)
+    optimizer.add_param_group({"params": [second]})
+    for step in range(STEPS):
+        first.grad = torch.full_like(first, (-1.0) ** step)
+        second.grad = gradients([(5,)], step, 1.0)[0]
+        alone.grad = second.grad.clone()
+        optimizer.step()
+        expected.step()
+    assert total(optimizer, second) == pytest.approx(total(expected, alone), rel=1e-6)
+
+
+def test_a_pause_among_the_first_steps_changes_nothing():
+    first, second = make_params(4, 5)
+    (alone,) = make_params(5)
+    optimizer, expected = make([first, second]), make([alone])
+    for step in range(-STEPS, STEPS):
+        first.grad = torch.ones_like(first)
+        drawn = gradients([(5,)], step + STEPS, 1.0)[0]
+        second.grad = drawn if step >= 0 else None
+        optimizer.step()
+        if step >= 0:
+            alone.grad = drawn.clone()
+            expected.step()
+    assert total(optimizer, second) == pytest.approx(total(expected, alone), rel=1e-6)

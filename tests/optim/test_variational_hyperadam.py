@@ -100,7 +100,7 @@ def test_the_signature():
         "maximize": False,
         "shard_of": None,
         "process_group": None,
-        "calibrate": False,
+        "calibrate": None,
     }
     keywords = [n for n, p in parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY]
     assert keywords == list(parameters)[2:]

@@ -16,6 +16,7 @@ from hyperadam.device import is_device_name
 from hyperadam.errors import ConfigError, unknown_name
 from hyperadam.kernels import BACKENDS
 from hyperadam.rule import MAX_SEED, Rule, VariationalHyperAdamRule
+from hyperadam.rule.coherence import STEPS as CALIBRATION_STEPS
 from hyperadam.schedule import SCHEDULES, lr_factor
 from hyperadam.tasks import derive_seed, make_generator, match_tasks
 from hyperadam.weights import rule_from_dict
@@ -46,9 +47,10 @@ class MetaTrainConfig:
         convex_scaling: the spread of the convex term's own scales.
         rule: the update rule to meta-train.
         init: weights to begin with, as :func:`hyperadam.load_weights` takes them, of the same rule
-            but for what scales steps by layer (``fan_in_base``, ``row_mean_base``,
-            ``vector_scale``); null: random ones, as in the papers.
-        unroll_length: inner steps that are backpropagated through.
+            but for what scales its steps (``fan_in_base``, ``row_mean_base``, ``vector_scale``,
+            ``calibrated``); null: random ones, as in the papers.
+        unroll_length: inner steps that are backpropagated through; at least 20 where the rule is
+            calibrated.
         trajectory_length: inner steps of an inner run; a multiple of ``unroll_length``.
         min_trajectory_length: the inner runs of a meta-step draw their length, log-uniformly from
             here to ``trajectory_length``; likewise a multiple. Null: all have the same.
@@ -133,6 +135,12 @@ class MetaTrainConfig:
                 "min_trajectory_length",
                 good,
                 f"a multiple of unroll_length, {self.unroll_length}, up to trajectory_length",
+            )
+        if self.rule.calibrated:
+            self._require(
+                "unroll_length",
+                self.unroll_length >= CALIBRATION_STEPS,
+                f"at least {CALIBRATION_STEPS} with a rule that is calibrated",
             )
         least = self.min_random_scaling
         good = least is None or 0 <= least <= self.random_scaling

@@ -82,7 +82,11 @@ class InnerRuns:
             self.rule = PerturbedRule(rule, self.perturbations)
             self.copies = self.perturbations.copies
         params_BN = self.group.initial_BN.repeat_interleave(self.copies, dim=0)
-        self.carry = InnerState(params_BN, self.rule.init_state(*params_BN.shape))
+        coherence_B = None
+        if config.rule.calibrated:
+            coherence_B = torch.zeros(len(params_BN), dtype=torch.float64, device=rule.device)
+        state = self.rule.init_state(*params_BN.shape)
+        self.carry = InnerState(params_BN, state, coherence_B)
 
     @property
     def steps(self) -> range:
@@ -130,6 +134,7 @@ class InnerRuns:
             batches[: len(steps)],
             self.noise(),
             lrs=[config.lr_at(self.run, step) * self._lr_scales for step in steps],
+            first_step=steps.start + 1,
             redirect=functools.partial(self.group.scale_row_means, config.rule),
             kl_weight=config.kl_weight,
             objective=config.meta_objective,
@@ -143,10 +148,13 @@ class InnerRuns:
         return result
 
     def state(self) -> dict[str, Tensor]:
-        """Parameters and rule state by name. Several processes call this together; the first one's
-        has the inner runs of all."""
+        """Parameters, rule state and coherence, if it counts, by name. Several processes call this
+        together; the first one's has the inner runs of all."""
         state = self.carry.rule_state.unpack().tensors()
-        return {"params": self.ranks.gather(self.carry.params_BN)} | {
+        own = {"params": self.carry.params_BN}
+        if self.carry.coherence_B is not None:
+            own["coherence"] = self.carry.coherence_B
+        return {name: self.ranks.gather(value) for name, value in own.items()} | {
             f"rule.{name}": value if name == "step" else self.ranks.gather(value)
             for name, value in state.items()
         }
@@ -166,7 +174,10 @@ class InnerRuns:
         if not 0 <= int(shaped["step"]) <= self.config.trajectory_length:
             raise ValueError("the inner step is outside the run")
         params_BN = self._own_share(tensors["params"], self.carry.params_BN)
-        self.carry = InnerState(params_BN, self.rule.pack(RuleState(**shaped)))
+        coherence_B = self.carry.coherence_B
+        if coherence_B is not None:
+            coherence_B = self._own_share(tensors["coherence"], coherence_B)
+        self.carry = InnerState(params_BN, self.rule.pack(RuleState(**shaped)), coherence_B)
         self.unrolls = unrolls
 
     def _own_share(self, saved: Tensor, like: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from hyperadam.kernels import differentiable_rule
 from hyperadam.metatrain.config import MetaTrainConfig
 from hyperadam.metatrain.inner_runs import InnerRuns, of_form
 from hyperadam.ranks import ALONE, Ranks
-from hyperadam.rule import BY_LAYER
+from hyperadam.rule import APART_FROM_THETA
 from hyperadam.tasks import make_generator, make_task
 from hyperadam.weights import load_weights
 
@@ -52,7 +52,7 @@ HISTORY_COLUMNS = tuple(field.name for field in dataclasses.fields(MetaStep))
 def _initial_theta(config: MetaTrainConfig) -> dict[str, Tensor]:
     """What a run begins with.
 
-    Weights to begin with may differ in how their rule scales steps by layer: theta serves both.
+    Weights to begin with may differ in how their rule scales steps: theta serves both.
 
     Raises:
         ConfigError, WeightsError: the weights to begin with are of another rule, or can't be read.
@@ -60,8 +60,8 @@ def _initial_theta(config: MetaTrainConfig) -> dict[str, Tensor]:
     if config.init is None:
         return config.rule.init_theta(make_generator(config.seed, "theta"))
     weights = load_weights(config.init)
-    by_layer = {name: getattr(config.rule, name) for name in BY_LAYER}
-    rule = dataclasses.replace(weights.rule, **by_layer)
+    scales = {name: getattr(config.rule, name) for name in APART_FROM_THETA}
+    rule = dataclasses.replace(weights.rule, **scales)
     if rule != config.rule:
         begun, asked = rule.to_dict(), config.rule.to_dict()
         differing = [name for name in begun | asked if begun.get(name) != asked.get(name)]

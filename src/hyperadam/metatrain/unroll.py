@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from hyperadam.kernels import Carry, DifferentiableRule
+from hyperadam.metatrain.calibration import Calibration
 from hyperadam.rule import Theta
 from hyperadam.tasks import Batch
 
@@ -27,10 +28,13 @@ class InnerState:
         params_BN: the networks' parameters, flat.
         rule_state: the rule's state, in the form of the
             :class:`~hyperadam.kernels.DifferentiableRule`.
+        coherence_B: the sum of the first steps' coherence, of shape (B,); None unless the rule's
+            learning rate is calibrated.
     """
 
     params_BN: Tensor
     rule_state: Carry
+    coherence_B: Tensor | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -62,6 +66,7 @@ def unroll(
     noise_TBN: Tensor,
     *,
     lrs: Sequence[float | Tensor],
+    first_step: int = 1,
     redirect: Callable[[Tensor], Tensor] | None = None,
     kl_weight: float,
     objective: str = "loss",
@@ -83,7 +88,9 @@ def unroll(
         loss: the inner tasks' losses.
         batches: one a step.
         noise_TBN: standard normal numbers for the sampled updates.
-        lrs: inner learning rates, one a step: for all coordinates, or (N,) for each.
+        lrs: inner learning rates, one a step: for all coordinates, or (N,) for each; before
+            calibration, if the rule has it.
+        first_step: the number of the first of these steps; they count from 1.
         redirect: what the networks' layers make of a sampled direction (B, N); None: nothing.
         kl_weight: λ, the weight of the KL term.
         objective: ``"loss"``, a task's mean loss over the steps; ``"log-loss"``, its logarithm.
@@ -100,6 +107,9 @@ def unroll(
     of_step: list[Tensor] = []  # the losses at the parameters as they are
     on_batch: Batch | None = None  # what the last of them was taken on
     by_theta = torch.is_grad_enabled()
+    calibration = None
+    if carry.coherence_B is not None:
+        calibration = Calibration(rule.rule, carry.coherence_B, first_step)
     for batch, step_batches, noise_BN, lr in zip(batches, after, noise_TBN, lrs, strict=True):
         # A task's loss depends on its own row only: the sum's gradient is each one's.
         with torch.enable_grad():
@@ -113,6 +123,8 @@ def unroll(
         direction_BN = update.sample(noise_BN)
         if redirect is not None:
             direction_BN = redirect(direction_BN)
+        if calibration is not None:
+            lr = lr * calibration.lr_scale(grad_BN)
         params_BN = params_BN - lr * direction_BN
         if not by_theta:
             params_BN.requires_grad_()
@@ -133,5 +145,9 @@ def unroll(
         meta_loss=meta_loss_B.mean(),
         loss_TB=loss_TB.detach(),
         kl_TB=kl_TB.detach(),
-        carry=InnerState(params_BN.detach(), steps.carry()),
+        carry=InnerState(
+            params_BN.detach(),
+            steps.carry(),
+            None if calibration is None else calibration.coherence_B,
+        ),
     )

@@ -46,7 +46,7 @@ class Arena:
         rule: whose state it is.
         dtype: of the computation.
         state_dtype: of the state.
-        calibrate: keep the sum of the coherence too (:mod:`hyperadam.optim.coherence`).
+        calibrate: keep the sum of the coherence too (:mod:`hyperadam.rule.coherence`).
 
     Attributes:
         index: each parameter's number.

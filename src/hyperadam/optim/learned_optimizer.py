@@ -26,7 +26,6 @@ from torch.optim.optimizer import ParamsT
 from hyperadam.errors import ConfigError, WeightsError, unknown_name
 from hyperadam.kernels import BACKENDS, Lanes, Part, TileLayout, is_finite, tiled_rule
 from hyperadam.optim.arena import SCALARS, Arena, Entry, Unmade, keys
-from hyperadam.optim.coherence import STEPS, coherence, lr_scale
 from hyperadam.optim.sharding import (
     GroupSum,
     count_everywhere,
@@ -46,8 +45,12 @@ from hyperadam.rule import (
     RuleState,
     Theta,
     VariationalHyperAdamRule,
+    calibrated_lr_scale,
     cat_states,
+    coherence_sums,
+    mean_coherence,
 )
+from hyperadam.rule.coherence import STEPS, counts
 from hyperadam.weights import Weights, load_weights
 
 if TYPE_CHECKING:
@@ -137,7 +140,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         maximize: bool = False,
         shard_of: Iterable[Tensor] | None = None,
         process_group: ProcessGroup | None = None,
-        calibrate: bool = False,
+        calibrate: bool | None = None,
         own_defaults: Mapping[str, Any] | None = None,
     ) -> None:
         if not isinstance(weights, Weights):
@@ -149,13 +152,13 @@ class LearnedOptimizer(torch.optim.Optimizer):
             raise ConfigError(unknown_name("state_dtype", str(state_dtype), get_args(StateDtype)))
         if backend not in BACKENDS:
             raise ConfigError(unknown_name("backend", str(backend), BACKENDS))
-        if not isinstance(calibrate, bool):
-            raise ConfigError(f"calibrate must be True or False; got {calibrate!r}")
+        if not (calibrate is None or isinstance(calibrate, bool)):
+            raise ConfigError(f"calibrate must be True, False or None; got {calibrate!r}")
         self.weights = weights
         self.nonfinite = nonfinite
         self.backend = backend
         self.state_dtype = state_dtype
-        self.calibrate = calibrate
+        self.calibrate = weights.rule.calibrated if calibrate is None else calibrate
         self._asked = itertools.count(1)
         self._skipped = torch.zeros((), dtype=torch.int64)  # on the parameters' device
         self._arena: Arena | None = None
@@ -371,6 +374,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         self._skipped = self._skipped.to(device)
         self._parts_key: tuple[Any, ...] = ()
         self._stepped: set[Tensor] = set()
+        self._calibrating = self.calibrate
 
     def _drop_replaced(self) -> bool:
         """Drop the state of parameters that are in no group any more; whether there was any."""
@@ -505,8 +509,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
         if self._stopped_by(finite, []):
             return
         self._redirect(arena.lanes, nothing, steps_P)
-        if self.calibrate:
-            self._coherence(arena, nothing, steps_P)
+        if self.calibrate and self._reduce is not None:
+            self._reduce(torch.zeros(2, dtype=torch.float64, device=steps_P.device))
         if finite.device.type != "cpu":
             self._skipped += ~finite
 
@@ -531,22 +535,28 @@ class LearnedOptimizer(torch.optim.Optimizer):
         """Add up the coherence of the first steps, and scale the directions by what it tells."""
         steps_P = arena.steps_P[self._active_numbers]
         total_P = arena.scalars["coherence"]
-        if self._calibrating:
+        if self._calibrating or self._reduce is not None:  # where others may still be at it
             found = self._coherence(arena, parts, steps_P)
-            counts_P = (steps_P > 1) & (steps_P <= STEPS) & finite
-            total_P.index_add_(0, self._active_numbers, torch.where(counts_P, found, 0))
-            # Where others sum along, none may stop by itself. A GPU is seldom waited for.
-            on_cpu = finite.device.type == "cpu"
-            if self._reduce is None and (on_cpu or next(self._asked) % STEPS == 0):
-                self._calibrating = not bool((steps_P >= STEPS).all())
-        scale_P = lr_scale(total_P[self._active_numbers], steps_P).to(directions[0].dtype)
-        torch._foreach_mul_(directions, list(scale_P.unbind()))
+            found_P = torch.where(counts(steps_P) & finite, found, 0)
+            total_P.index_add_(0, self._active_numbers, found_P)
+        scale_P = calibrated_lr_scale(total_P[self._active_numbers], steps_P)
+        torch._foreach_mul_(directions, list(scale_P.to(directions[0].dtype).unbind()))
 
     def _coherence(self, arena: Arena, parts: Sequence[Part], steps_P: Tensor) -> Tensor:
-        rule = self.weights.rule
+        """This step's coherence, over all parameters that are in their first steps."""
+        rule, layout = self.weights.rule, arena.layout
         assert isinstance(rule, VariationalHyperAdamRule)
-        decays, layout = rule.moment_decays, arena.layout
-        return coherence(arena.state, layout, decays, parts, steps_P, self._reduce)
+        sums = torch.zeros(2, dtype=torch.float64, device=steps_P.device)
+        if self._calibrating:
+            for part, step, does_count in zip(parts, steps_P, counts(steps_P), strict=True):
+                fields = layout.unpack(arena.state.tiles_TRx[part.tiles], part.count)
+                moments = fields["exp_avg_NK"], fields["exp_avg_sq_NK"]
+                own = coherence_sums(*moments, step, rule.moment_decays)
+                sums += torch.where(does_count, own, 0)
+            # A GPU is seldom waited for.
+            if steps_P.device.type == "cpu" or next(self._asked) % STEPS == 0:
+                self._calibrating = not bool((steps_P >= STEPS).all())
+        return mean_coherence(sums if self._reduce is None else self._reduce(sums))
 
     def _redirect(self, lanes: Lanes, parts: Sequence[Part], steps_P: Tensor) -> None:
         """Where a subclass can change the rule's directions in place before they are applied."""

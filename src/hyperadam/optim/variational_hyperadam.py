@@ -61,10 +61,10 @@ class VariationalHyperAdam(LearnedOptimizer):
             DTensors, as FSDP2 makes them, need nothing.
         process_group: those processes; None: all.
         calibrate: multiply ``lr`` from the 20th step on by 0.2 to 4, by what the gradients of the
-            first 20 show of the task (:mod:`hyperadam.optim.coherence`). Costs a number for each
-            parameter tensor, a pass over the fixed moments in these steps, and a multiplication
-            after them; with parameters spread over processes the pass, and one more sum over
-            them, in every step.
+            first 20 show of the task (:mod:`hyperadam.rule.coherence`); None: if the weights are
+            made for it (their rule's ``calibrated``). Costs a number for each parameter tensor, a
+            pass over the fixed moments in these steps, and a multiplication after them; with
+            parameters spread over processes one more sum over them, of two numbers, in every step.
 
     Raises:
         ValueError: an empty parameter list, a hyperparameter out of range, unknown or damaged
@@ -102,7 +102,7 @@ class VariationalHyperAdam(LearnedOptimizer):
         maximize: bool = False,
         shard_of: Iterable[Tensor] | None = None,
         process_group: ProcessGroup | None = None,
-        calibrate: bool = False,
+        calibrate: bool | None = None,
     ) -> None:
         super().__init__(
             params,

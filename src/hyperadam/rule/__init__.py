@@ -1,6 +1,11 @@
 """The learned update rules: pure functions of theta, state and gradient. Torch only."""
 
 from hyperadam.rule.ancestors import DMoptimizerRule, HyperAdamRule, RNNpropRule
+from hyperadam.rule.coherence import (
+    calibrated_lr_scale,
+    coherence_sums,
+    mean_coherence,
+)
 from hyperadam.rule.noise import (
     MAX_SEED,
     round_stochastically,
@@ -9,6 +14,7 @@ from hyperadam.rule.noise import (
 )
 from hyperadam.rule.normalize import ColumnNorm, Reduce, unit_columns
 from hyperadam.rule.rule import (
+    APART_FROM_THETA,
     BY_LAYER,
     AdamCandidatesRule,
     Explanation,
@@ -26,6 +32,7 @@ RULES: dict[str, type[Rule]] = {
 }
 
 __all__ = [
+    "APART_FROM_THETA",
     "BY_LAYER",
     "MAX_SEED",
     "RULES",
@@ -41,7 +48,10 @@ __all__ = [
     "Theta",
     "UpdateDistribution",
     "VariationalHyperAdamRule",
+    "calibrated_lr_scale",
     "cat_states",
+    "coherence_sums",
+    "mean_coherence",
     "round_stochastically",
     "rounding_words",
     "standard_normal",

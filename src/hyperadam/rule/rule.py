@@ -120,7 +120,11 @@ class Explanation:
 
 
 BY_LAYER = ("fan_in_base", "row_mean_base", "vector_scale")
-"""Settings of a rule that scale its steps by a parameter's shape, which theta knows nothing of."""
+"""Settings of a rule that scale its steps by a parameter's shape."""
+
+APART_FROM_THETA = (*BY_LAYER, "calibrated")
+"""Settings that scale a rule's steps without theta's knowing: rules that differ in these alone can
+have the same theta."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,6 +141,8 @@ class Rule(abc.ABC):
             they are more than r (:meth:`row_mean_scale`); None, as in the papers: it is not.
         vector_scale: what the learning rate of biases and other vectors is multiplied by
             (:meth:`lr_scale`); 1 in the papers.
+        calibrated: scale the learning rate by the coherence of the first gradients
+            (:mod:`hyperadam.rule.coherence`); not in the papers. For rules with fixed moments.
     """
 
     name: ClassVar[str]
@@ -146,6 +152,7 @@ class Rule(abc.ABC):
     fan_in_base: float | None = None
     row_mean_base: float | None = None
     vector_scale: float = 1.0
+    calibrated: bool = False
 
     def __post_init__(self) -> None:
         for name in BY_LAYER:
@@ -158,6 +165,9 @@ class Rule(abc.ABC):
             value = getattr(self, name)
             good = isinstance(value, int) and 1 <= value <= most
             self._require(good, f"{name} must be an integer, at least 1 and at most {most}")
+        self._require(isinstance(self.calibrated, bool), "calibrated must be True or False")
+        good = self.has_fixed_moments or not self.calibrated
+        self._require(good, "calibrated takes a rule with fixed moments, which this has not")
 
     def _normalise(self, name: str, convert: Callable[[Any], object]) -> None:
         """Give a field its plain type, so that equal rules are equal in every way."""
@@ -271,6 +281,11 @@ class Rule(abc.ABC):
     @property
     def has_variance(self) -> bool:
         """Whether updates have a variance; otherwise the rule is deterministic."""
+        return False
+
+    @property
+    def has_fixed_moments(self) -> bool:
+        """Whether the state has moments of the gradient with fixed decay rates."""
         return False
 
     def to_dict(self) -> dict[str, object]:
@@ -542,6 +557,10 @@ class VariationalHyperAdamRule(AdamCandidatesRule):
     @property
     def has_variance(self) -> bool:
         return self.var_block
+
+    @property
+    def has_fixed_moments(self) -> bool:
+        return True
 
     def theta_shapes(self) -> Shapes:
         shapes = super().theta_shapes()
