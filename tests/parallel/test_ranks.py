@@ -127,10 +127,10 @@ def processes_of(rank, out):
 
 def test_a_rank_that_is_killed(tmp_path):
     """The elastic restart goes on from the last checkpoint, and ends with the same bits."""
-    undisturbed = torchrun(*meta_train(tmp_path / "whole", 160))
+    undisturbed = torchrun(*meta_train(tmp_path / "whole", 60))
     out, _ = finished(undisturbed)
     assert out.count("weights: ") == 1  # one of the two talks
-    process = torchrun(*meta_train(tmp_path / "killed", 160), restarts=1)
+    process = torchrun(*meta_train(tmp_path / "killed", 60), restarts=1)
     checkpoint = tmp_path / "killed" / "checkpoint.safetensors"
     deadline = time.monotonic() + 120
     while not checkpoint.exists():
