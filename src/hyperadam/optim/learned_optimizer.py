@@ -374,7 +374,6 @@ class LearnedOptimizer(torch.optim.Optimizer):
         self._skipped = self._skipped.to(device)
         self._parts_key: tuple[Any, ...] = ()
         self._stepped: set[Tensor] = set()
-        self._calibrating = self.calibrate
 
     def _drop_replaced(self) -> bool:
         """Drop the state of parameters that are in no group any more; whether there was any."""
