@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 
 import hyperadam
+from hyperadam.baselines import OPTIMIZER_NAMES
+from hyperadam.tasks import TASKS
 
 REPOSITORY = Path(__file__).parents[1]
 DOCUMENTS = sorted([*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/*.md")])
@@ -34,6 +36,12 @@ PYTHON = [
     for path in DOCUMENTS
     for index, block in enumerate(code_blocks(path, "python"))
 ]
+
+
+def test_the_counts_are_true():
+    text = " ".join((REPOSITORY / "README.md").read_text(encoding="utf-8").split())
+    assert f"`hyperadam tasks` lists {len(TASKS)} tasks" in text
+    assert f"the suites and {len(OPTIMIZER_NAMES)} optimizers" in text
 
 
 @pytest.mark.parametrize("block", PYTHON)

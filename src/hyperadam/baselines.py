@@ -118,7 +118,7 @@ class Learned:
 _DM = "the LSTM on the gradient of Andrychowicz et al. (NeurIPS 2016)"
 _RNN = "the LSTM on Adam's and RMSprop's directions of Lv et al. (ICML 2017)"
 _HYPER = "HyperAdam (Wang et al., AAAI 2019), which combines Adam-like candidates"
-_VARIATIONAL = "Variational HyperAdam (Wang et al., TPAMI 2022), whose updates are sampled"
+_VARIATIONAL = "Variational HyperAdam (Wang et al., TPAMI 2022)"
 _MEAN = "the same rule, but each update is the mean of its distribution"
 _CALIBRATED = "the same rule, its learning rate scaled by the coherence of the first gradients"
 _ISOTROPIC = "the same mean, with noise of one variance for all coordinates"

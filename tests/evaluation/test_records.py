@@ -4,6 +4,7 @@ import dataclasses
 import gzip
 import json
 import math
+import os
 
 import numpy as np
 import pytest
@@ -87,6 +88,25 @@ def test_packed_results_are_read_and_not_written_to(tmp_path):
     assert len(read_records(tmp_path)[0]) == 1
     with pytest.raises(RunError, match=r"gunzip runs\.jsonl\.gz"), RunStore(tmp_path).opened():
         pass
+
+
+def test_newer_packed_results_are_not_passed_over(tmp_path):
+    add(tmp_path, make_record(0))
+    runs, packed = tmp_path / RUNS, tmp_path / f"{RUNS}.gz"
+    one = runs.read_bytes()
+    packed.write_bytes(gzip.compress(one))
+    now = runs.stat().st_mtime
+    os.utime(packed, (now + 5, now + 5))
+    assert len(read_records(tmp_path)[0]) == 1  # they are the same
+    packed.write_bytes(gzip.compress(one + make_record(1).to_json().encode() + b"\n"))
+    os.utime(packed, (now + 5, now + 5))
+    for use in (lambda: read_records(tmp_path), lambda: add(tmp_path, make_record(2))):
+        with pytest.raises(RunError, match=r"gunzip -kf runs\.jsonl\.gz"):
+            use()
+    assert runs.read_bytes() == one
+    os.utime(packed, (now - 5, now - 5))
+    add(tmp_path, make_record(2))
+    assert [record.seed for record in read_records(tmp_path)[0]] == [0, 2]
 
 
 def test_a_line_cut_off_is_told_and_nothing_else_is_lost(tmp_path, capsys):

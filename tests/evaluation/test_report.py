@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from hyperadam.errors import RunError
+from hyperadam.evaluation import plots
 from hyperadam.evaluation.document import Code, Document, Paragraph, say, to_html, to_markdown
 from hyperadam.evaluation.records import read_records
 from hyperadam.evaluation.report import make_report, write_report
@@ -252,7 +253,7 @@ def test_time_is_compared_on_one_machine_only(tmp_path):
     runs = [*small(), fastest, slow, away]
     page, _ = report(tmp_path, runs)
     tables = Tables(page).tables
-    first = next(n for n, table in enumerate(tables) if table[1][-1] == "never")
+    first = next(n for n, table in enumerate(tables) if "never" in table[1])
     steps, times = (dict(zip(t[0], t[1], strict=True)) for t in tables[first : first + 2])
     reached = int(steps["variational-hyperadam@slow | default lr"])
     own = int(steps["adam | tuned"])
@@ -378,7 +379,7 @@ def test_learned_optimizers_are_described(tmp_path):
     )
     text = re.sub(r"<[^>]+>", "", page)
     assert (
-        "whose updates are sampled, with weights that were bundled before as default; ab12" in text
+        "(Wang et al., TPAMI 2022), with weights that were bundled before as default; ab12" in text
     )
     assert "with weights from a file named mine; cd34cd34cd34" in text
     assert "with the weights that the authors released; af65806b846e" in text
@@ -617,3 +618,61 @@ def test_the_browser_would_tell(tmp_path):
     page = '<body><script>console.error("seen"); missing();</script></body>'
     _, console = open_in_browser(page, tmp_path, 500)
     assert len(console) == 2
+
+
+def test_grey_lines_are_named(tmp_path):
+    """Eight are in colour; what the others are is said, whatever they are."""
+    names = ("@a", "@b", "@c", "@d", "@e", "@f", "@grey-one", "@grey-two", "@grey-three")
+    others = [
+        run(f"variational-hyperadam{name}", 0.5, lr=1e-3, weights=f"{index:02}" * 32)
+        for index, name in enumerate(names)
+    ]
+    _, markdown = report(tmp_path, [*small(), *others])
+    grey = markdown[markdown.index("Grey: ") :].split("\n")[0]
+    assert [name for name in names if f"hyperadam{name}," in grey] == list(names[6:])
+    assert "3 others" in (tmp_path / "figures/g0-legend.svg").read_text()
+
+
+def test_what_an_ablation_lacks_is_said(tmp_path):
+    bare = run("variational-hyperadam@no-lstm", 0.5, lr=1e-3, suite="ablations")
+    page, _ = report(tmp_path, [*small(), bare])
+    assert "named no-lstm, where the rule has no LSTM; ab12" in re.sub(r"<[^>]+>", "", page)
+    page, _ = report(tmp_path, [*small(), {**bare, "suite": "tiny"}])
+    assert "no LSTM" not in page  # somebody's file of that name
+
+
+def test_weights_used_in_several_ways_are_traced_first(tmp_path):
+    digests = {"@a": "11" * 32, "@full": "22" * 32}
+    runs = small()[:5]
+    for task in (TASK, "sine-lstm1"):
+        for name, digest in digests.items():
+            made = run(f"variational-hyperadam{name}", 0.5, lr=1e-3, task=task, weights=digest)
+            runs.append({**made, "trace": trace()})
+        runs.append(
+            run(
+                "variational-hyperadam-mean@full", 0.5, lr=1e-3, task=task, weights=digests["@full"]
+            )
+        )
+    _, markdown = report(tmp_path, runs)
+    shown = re.findall(r"`variational-hyperadam(@\w+)` on `([\w-]+)` at lr", markdown)
+    assert [name for name, _ in shown] == ["@full", "@full", "@a", "@a"]
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [(0.63, 1.18), (0.3, 1.2), (0.5, 2.5), (0.9, 1.1), (0.01, 3), (1e-7, 10)]
+)
+def test_ticks_of_logarithmic_axes_are_apart(low, high):
+    from matplotlib.figure import Figure
+
+    axes = Figure().add_subplot()
+    axes.set_xscale("log")
+    axes.set_xlim(low, high)
+    plots._log_ticks(axes.xaxis, most=5)
+    ticks = np.log(axes.xaxis.get_ticklocs())
+    assert 2 <= len(ticks) <= 6
+    assert np.diff(ticks).min() >= np.log(high / low) / 5 - 1e-9
+
+
+def test_a_folder_of_nothing(tmp_path):
+    with pytest.raises(RunError, match="no runs to report: it is empty"):
+        report(tmp_path, [])

@@ -175,37 +175,39 @@ def _for_file(svg: str) -> str:
     return re.sub(r"^(<svg [^>]*>)", rf"\1\n{ground}", svg) + "\n"
 
 
-def _log_ticks(axis: Axis, plain: bool = False) -> None:
-    """Few and readable tick labels on a logarithmic axis."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+def _log_ticks(axis: Axis, plain: bool = False, most: int = 6) -> None:
+    """Few and round tick labels on a logarithmic axis, far enough apart for ``most`` of them."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
     low, high = sorted(axis.get_view_interval())
-    decades = np.log10(high / low)
-    subs: Sequence[float]
-    subs = (
-        (1.0,) if decades > 2.5 else (1.0, 3.0) if decades > 1 else (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)
-    )
-    if decades < 0.6:
-        subs = (1.0, 1.2, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0)
-    if decades < 0.2:
-        subs = [0.5 * half for half in range(2, 20)]
+    roundest_first = (1.0, 3.0, 2.0, 5.0, 1.5, 7.0, 4.0, 6.0, 8.0, 9.0, 1.2, 2.5)
+    powers = 10.0 ** np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)) + 1)
+    chosen: list[float] = []
+    for value in (sub * power for sub in roundest_first for power in powers):
+        apart = [abs(np.log(value / other)) for other in chosen]
+        if low <= value <= high and min(apart, default=np.inf) >= np.log(high / low) / most:
+            chosen.append(value)
     ends = "×" if plain else ""
-    axis.set_major_locator(LogLocator(subs=subs, numticks=7))
+    axis.set_major_locator(FixedLocator(sorted(chosen)))
+    axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}{ends}"))
     axis.set_minor_formatter(NullFormatter())
 
 
-def legend(name: str, lines: Sequence[Line], others: bool) -> Figure:
-    """The lines' names, once for all plots of a group.
+def legend(name: str, lines: Sequence[Line]) -> Figure:
+    """The lines' names, once for all plots of a group; of grey ones together.
 
     Args:
         name: of the file.
-        lines: those in colour.
-        others: whether there are grey ones too.
+        lines: those of the plots.
     """
     shown = [line for line in lines if not line.background]
-    if others:
-        shown = [*shown, Line("other hand-designed ones", background=True)]
+    grey = [line.label for line in lines if line.background]
+    if grey:
+        words = ", ".join(grey)
+        if len(words) > LEGEND_CHARACTERS:
+            words = f"{len(grey)} others"
+        shown = [*shown, Line(words, background=True)]
     columns = 2 if max(len(line.label) for line in shown) <= LEGEND_CHARACTERS else 1
     rows = -(-len(shown) // columns)
 
@@ -318,11 +320,12 @@ def ratio_plot(
         axes.set_xscale("log")
         axes.set_xlim(low, high)
         axes.set_ylim(len(rows) - 0.4, -0.6)
-        _log_ticks(axes.xaxis, plain=True)
+        _log_ticks(axes.xaxis, plain=True, most=5)
         axes.set_yticks(range(len(rows)), [row[0].label for row in rows])
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
-        axes.set_xlabel(f"final loss as a multiple of {reference}")
+        # Long names of series leave the axis little room: the label ends where it does.
+        axes.set_xlabel(f"final loss as a multiple of {reference}", loc="right")
         axes.grid(axis="x")
 
     words = ", ".join(f"{line.label} {ratio:.2f}" for line, ratio, _, _ in rows)

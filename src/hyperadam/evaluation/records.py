@@ -56,7 +56,8 @@ def has_diverged(train_loss_T: np.ndarray, train_loss_post_T: np.ndarray) -> boo
 
 @dataclasses.dataclass(frozen=True)
 class RunKey:
-    """What makes a run the run that it is: two runs with one key have the same numbers.
+    """What makes a run the run that it is. On one machine one version of the program gives runs of
+    one key the same numbers; other machines and versions round otherwise.
 
     Attributes:
         task: by name.
@@ -293,6 +294,23 @@ def _unpacked(path: Path) -> bytes:
     return bytes(content)
 
 
+def _refuse_stale(path: Path, packed: Path) -> None:
+    """Results that were packed, or fetched, after the unpacked ones were written are not passed
+    over.
+
+    Raises:
+        RunError: there are both files, the packed one is newer, and they differ.
+    """
+    if not (path.is_file() and packed.is_file()):
+        return
+    newer = packed.stat().st_mtime > path.stat().st_mtime
+    if newer and _unpacked(packed) != _content(path):
+        raise RunError(
+            f"{packed} is newer than {path.name} and differs from it: unpack it over that one "
+            f"(gunzip -kf {packed.name}), or remove one of them"
+        )
+
+
 def read_records(folder: Path) -> tuple[list[Record], list[str]]:
     """All runs of a results folder, each once.
 
@@ -304,11 +322,12 @@ def read_records(folder: Path) -> tuple[list[Record], list[str]]:
         The runs, and what is to be said of damaged lines.
 
     Raises:
-        RunError: there are no results, or they can't be read.
+        RunError: there are no results, or they can't be read, or newer ones are packed.
     """
     path, packed = folder / RUNS, folder / f"{RUNS}.gz"
     contents: dict[str, bytes] = {}
     try:
+        _refuse_stale(path, packed)
         if path.is_file():
             contents[RUNS] = _content(path)
         elif packed.is_file():
@@ -350,7 +369,7 @@ class RunStore:
             wrote, are told on standard error and moved to ``runs.damaged``.
 
         Raises:
-            RunError: another process holds it.
+            RunError: another process holds it, or newer results are packed.
             OSError: it can't be made or written.
         """
         make_folder(self.folder)
@@ -364,6 +383,7 @@ class RunStore:
         packed = self.folder / f"{RUNS}.gz"
         if not self.runs.exists() and packed.exists():
             raise RunError(f"{self.folder} holds packed results: gunzip {RUNS}.gz to go on")
+        _refuse_stale(self.runs, packed)
         parts = sorted(self.folder.glob(PARTS))
         records: list[Record] = []
         changed = bool(parts)

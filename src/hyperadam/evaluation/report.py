@@ -53,6 +53,7 @@ from hyperadam.evaluation.series import (
 from hyperadam.evaluation.summary_section import summary_blocks
 from hyperadam.evaluation.targets_section import targets_blocks
 from hyperadam.files import atomic_write
+from hyperadam.presets import ABLATIONS
 
 MAX_POINTS = 100
 """Of a plotted curve."""
@@ -113,7 +114,9 @@ def make_report(records: Sequence[Record], name: str, remarks: Sequence[str] = (
     """
     groups = make_groups(records)
     if not groups:
-        why = "its runs only tune learning rates" if records else "; ".join(remarks)
+        why = (
+            "its runs only tune learning rates" if records else "; ".join(remarks) or "it is empty"
+        )
         raise RunError(f"{name} has no runs to report: {why}")
     lines = look.Lines(groups)
     blocks = [*_reading(records, groups, remarks)]
@@ -203,13 +206,26 @@ def _reading(
         )
         yield Bullets(
             tuple(
-                say("{}: {}; {}", Code(name), describe_learned(name, digest), Code(digest[:12]))
+                say(
+                    "{}: {}{}; {}",
+                    Code(name),
+                    describe_learned(name, digest),
+                    _ablation(name, reported),
+                    Code(digest[:12]),
+                )
                 for name, digest in digests
             )
         )
     if remarks:
         yield Paragraph(say("Some results could not be read:"))
         yield Bullets(tuple(say("{}", remark) for remark in remarks))
+
+
+def _ablation(name: str, runs: Sequence[Record]) -> str:
+    """What the weights of an ablation lack, where a suite's own weights are named so."""
+    words = ABLATIONS.get(name.partition("@")[2])
+    suites = {run.suite for run in runs if run.optimizer == name}
+    return f", where {words}" if words and suites == {"ablations"} else ""
 
 
 def _group_blocks(group: Group, key: str, lines: look.Lines) -> Iterator[Block]:
@@ -407,9 +423,11 @@ def _curves(group: Group, key: str, lines: look.Lines) -> Iterator[Block]:
     words += " Runs that diverged are left out. Dashed: another track of the same colour."
     if group.reference:
         words += f" Dotted: the final loss of {group.reference.label}."
-    others = any(line.background for _, line in drawn)
+    grey = [line.label for _, line in drawn if line.background]
+    if grey:
+        words += f" Grey: {look.join(grey)}."
     shown = [line for _, line in drawn]
-    yield Figures((plots.legend(f"{key}-legend", shown, others),), say("{}", words), wide=True)
+    yield Figures((plots.legend(f"{key}-legend", shown),), say("{}", words), wide=True)
     yield Figures(tuple(panels), ())
 
 

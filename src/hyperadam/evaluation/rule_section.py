@@ -80,8 +80,10 @@ def rule_blocks(group: Group, key: str) -> Iterator[Block]:
 
 
 def _spread(group: Group, traced: Sequence[Record], count: int) -> list[Record]:
-    """So many traces, of different networks and optimizers, in the order of the series."""
-    number = {series: index for index, series in enumerate(group.series)}
+    """So many traces, of different networks and optimizers: of weights that are used in several
+    ways first, for they are what the comparison is about, then in the order of the series."""
+    bases = [family[0] for family in group.families]
+    number = {s: index for index, s in enumerate(dict.fromkeys([*bases, *group.series]))}
     place: dict[tuple[str, str | None], int] = {}
     for (_, series), entry in group.entries.items():
         weights = entry.runs[0].optimizer, entry.runs[0].weights

@@ -171,7 +171,7 @@ class Group:
         steps: of each run.
         schedule: of the learning rate.
         tasks: in the order of ``hyperadam tasks``.
-        series: learned ones first, then Adam, then by name.
+        series: the bundled weights, then Adam, other learned ones, and the rest by name.
         entries: by task and series; a missing one was not run.
         grids: by task and optimizer (with the digits of its weights).
         step_seconds: by task and optimizer (likewise), by machine: of the fastest run there.
@@ -431,8 +431,9 @@ def _make_group(
 
     def order(series: Series) -> tuple[object, ...]:
         ours = series.optimizer.split("@")[0] == "variational-hyperadam"
+        bundled = series.optimizer == "variational-hyperadam"
         return (
-            not series.learned, not ours, series.optimizer != REFERENCE, series.name,
+            not bundled, series.optimizer != REFERENCE, not series.learned, not ours, series.name,
             series.track != (DEFAULT if series.learned else TUNED), series.track,
         )  # fmt: skip
 
