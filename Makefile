@@ -51,9 +51,7 @@ results: $(VENV)/.installed-dev
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-# --no-compile: Python compiles a module when it is first imported; pip would compile the 16,000 that
-# the dependencies have.
-PIP_INSTALL = $(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt
+PIP_INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
 $(VENV)/.installed: $(SOURCES) | $(VENV)/bin/python
 	$(PIP_INSTALL) .
