@@ -101,19 +101,6 @@ def _ablations() -> dict[str, MetaTrainConfig]:
     }
 
 
-ABLATIONS = {
-    "full": "nothing is taken away",
-    "no-lstm": "the rule has no LSTM",
-    "no-preprocessing": "the rule has no preprocessing layer",
-    "no-random-scaling": "meta-training has no random scaling",
-    "no-convex": "meta-training has no convex term",
-    "candidates-1": "the rule has one candidate for twenty",
-    "candidates-5": "the rule has five candidates for twenty",
-    "candidates-10": "the rule has ten candidates for twenty",
-    "no-varblock": "the rule has no VarBlock: its updates are not sampled",
-}
-"""What the presets ``ablation-*`` are, for reports."""
-
 PRESETS: dict[str, MetaTrainConfig] = {
     # As published: 10,000 inner runs of 100 steps, 50,000 meta-steps.
     "paper": MetaTrainConfig(),

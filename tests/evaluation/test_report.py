@@ -19,6 +19,8 @@ from hyperadam.evaluation.document import Code, Document, Paragraph, say, to_htm
 from hyperadam.evaluation.records import read_records
 from hyperadam.evaluation.report import make_report, write_report
 from hyperadam.evaluation.series import make_groups
+from hyperadam.evaluation.suites import ABLATIONS
+from hyperadam.presets import PRESETS
 from hyperadam.weights import RELEASED_DIGEST
 
 TASK = "mnist-mlp1-sigmoid"
@@ -639,6 +641,9 @@ def test_what_an_ablation_lacks_is_said(tmp_path):
     assert "named no-lstm, where the rule has no LSTM; ab12" in re.sub(r"<[^>]+>", "", page)
     page, _ = report(tmp_path, [*small(), {**bare, "suite": "tiny"}])
     assert "no LSTM" not in page  # somebody's file of that name
+    assert {f"ablation-{name}" for name in ABLATIONS} == {
+        name for name in PRESETS if name.startswith("ablation-")
+    }
 
 
 def test_weights_used_in_several_ways_are_traced_first(tmp_path):

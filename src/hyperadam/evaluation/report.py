@@ -50,10 +50,10 @@ from hyperadam.evaluation.series import (
     final_window,
     make_groups,
 )
+from hyperadam.evaluation.suites import ABLATIONS
 from hyperadam.evaluation.summary_section import summary_blocks
 from hyperadam.evaluation.targets_section import targets_blocks
 from hyperadam.files import atomic_write
-from hyperadam.presets import ABLATIONS
 
 MAX_POINTS = 100
 """Of a plotted curve."""

@@ -108,6 +108,20 @@ SUITES: dict[str, Suite] = {
 }
 
 
+ABLATIONS = {
+    "full": "nothing is taken away",
+    "no-lstm": "the rule has no LSTM",
+    "no-preprocessing": "the rule has no preprocessing layer",
+    "no-random-scaling": "meta-training has no random scaling",
+    "no-convex": "meta-training has no convex term",
+    "candidates-1": "the rule has one candidate for twenty",
+    "candidates-5": "the rule has five candidates for twenty",
+    "candidates-10": "the rule has ten candidates for twenty",
+    "no-varblock": "the rule has no VarBlock: its updates are not sampled",
+}
+"""What the weights of the suite ``ablations`` are: those of the presets ``ablation-NAME``."""
+
+
 def find_suite(name: str) -> Suite:
     """The suite of this name.
 
