@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 SOURCES := $(shell find src -type f -not -path '*/__pycache__/*' -not -name '*.so') CMakeLists.txt pyproject.toml constraints.txt README.md
 
 .PHONY: demo test lint smoke test-wheel test-sanitized bench results clean
@@ -50,8 +51,6 @@ results: $(VENV)/.installed-dev
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
-
-PIP_INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
 $(VENV)/.installed: $(SOURCES) | $(VENV)/bin/python
 	$(PIP_INSTALL) .

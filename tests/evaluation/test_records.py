@@ -104,6 +104,10 @@ def test_newer_packed_results_are_not_passed_over(tmp_path):
         with pytest.raises(RunError, match=r"gunzip -kf runs\.jsonl\.gz"):
             use()
     assert runs.read_bytes() == one
+    packed.write_bytes(packed.read_bytes()[:-20])  # a download that was cut off
+    os.utime(packed, (now + 5, now + 5))
+    with pytest.raises(RunError, match="can't be read"):
+        add(tmp_path, make_record(2))
     os.utime(packed, (now - 5, now - 5))
     add(tmp_path, make_record(2))
     assert [record.seed for record in read_records(tmp_path)[0]] == [0, 2]

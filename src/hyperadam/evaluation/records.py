@@ -286,11 +286,14 @@ def _content(path: Path) -> bytes:
 
 def _unpacked(path: Path) -> bytes:
     content = bytearray()
-    with gzip.open(path) as file:
-        while piece := file.read(1 << 20):
-            content += piece
-            if len(content) > MAX_BYTES:
-                raise RunError(f"{path} unpacks to more than {MAX_BYTES:,} bytes")
+    try:
+        with gzip.open(path) as file:
+            while piece := file.read(1 << 20):
+                content += piece
+                if len(content) > MAX_BYTES:
+                    raise RunError(f"{path} unpacks to more than {MAX_BYTES:,} bytes")
+    except (OSError, EOFError, zlib.error) as error:
+        raise RunError(f"the results in {path} can't be read: {error}") from None
     return bytes(content)
 
 
@@ -333,7 +336,7 @@ def read_records(folder: Path) -> tuple[list[Record], list[str]]:
         elif packed.is_file():
             contents[RUNS] = _unpacked(packed)
         contents |= {part.name: _content(part) for part in sorted(folder.glob(PARTS))}
-    except (OSError, EOFError, zlib.error) as error:
+    except OSError as error:
         raise RunError(f"the results in {folder} can't be read: {error}") from None
     if not contents:
         raise RunError(f"no results in {folder}: it has neither {RUNS} nor {RUNS}.gz")
