@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import math
 
 import pytest
 import torch
-from sklearn.datasets import load_digits
 
 from hyperadam.errors import ConfigError, DataError
 from hyperadam.evaluation import train
@@ -408,13 +408,19 @@ def test_derived_seeds_are_known_and_apart():
 
 def test_digits():
     data = load_data("digits")
-    source = load_digits()
     assert (len(data.train_labels), len(data.val_labels)) == (1438, 359)
     assert data.train_images.dtype == torch.uint8
     assert int(data.train_images.max()) == data.max_value == 16
-    assert data.val_images[0].tolist() == source.images[4].tolist()
-    assert data.val_labels[0] == source.target[4]
+    assert data.val_labels[:10].tolist() == [4, 9, 4, 9, 4, 9, 6, 9, 7, 0]
     assert torch.bincount(data.val_labels).min() > 20
+    # As in scikit-learn 1.9.1.
+    images, labels = torch.empty(1797, 8, 8, dtype=torch.uint8), torch.empty(1797)
+    held_out = torch.arange(1797) % 5 == 4
+    for mask, part in ((held_out, "val"), (~held_out, "train")):
+        images[mask] = getattr(data, f"{part}_images")
+        labels[mask] = getattr(data, f"{part}_labels").float()
+    digest = hashlib.sha256(images.numpy().tobytes() + labels.byte().numpy().tobytes()).hexdigest()
+    assert digest == "87ff0c9e40dc7e2c0e34e7257799c2e3f3aec1a016363bb11cad869ec428a826"
 
 
 def test_small_mnist_has_the_means_of_what_its_pixels_cover(monkeypatch):
