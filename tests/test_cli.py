@@ -91,6 +91,8 @@ def refused(capsys, *arguments):
         ("weights", "required: COMMAND"),
         ("weights show nobody", "unknown weights 'nobody'"),
         ("weights show ./none.safetensors", "no file at"),
+        ("weights join lite nobody OUT.safetensors", "unknown weights 'nobody'"),
+        ("weights join lite rnnprop OUT.safetensors", "with candidates and preprocessing"),
         ("weights import-official none.pkl OUT.safetensors", "no file at none.pkl"),
     ],
 )
@@ -117,6 +119,7 @@ def test_a_file_where_a_folder_should_be(capsys, tmp_path):
         ["meta-train"],
         ["weights"],
         ["weights", "show"],
+        ["weights", "join"],
         ["weights", "import-official"],
     ],
     ids=" ".join,
@@ -182,6 +185,15 @@ def test_import_official(capsys, tmp_path):
     assert load_weights(target).licence == "MIT"
     capsys.readouterr()
     line = refused(capsys, "weights", "import-official", source, str(tmp_path / "w.pt"))
+    assert "ends in .safetensors" in line
+
+
+def test_join(capsys, tmp_path):
+    target = str(tmp_path / "joint.safetensors")
+    assert run(["weights", "join", "lite", "lite", target]) == 0
+    assert "14 channels, to be used at lr 0.0005" in capsys.readouterr().out
+    assert load_weights(target).licence == "Apache-2.0"
+    line = refused(capsys, "weights", "join", "lite", "lite", str(tmp_path / "joint.pt"))
     assert "ends in .safetensors" in line
 
 

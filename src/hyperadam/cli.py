@@ -41,6 +41,7 @@ from hyperadam.tasks import make_task, match_tasks
 from hyperadam.weights import (
     bundled_weights,
     import_official,
+    join_weights,
     load_weights,
     push_weights,
     save_weights,
@@ -324,7 +325,7 @@ def _add_tasks(commands: argparse._SubParsersAction[_Parser]) -> None:
 
 
 def _add_weights(commands: argparse._SubParsersAction[_Parser]) -> None:
-    weights = commands.add_parser("weights", help="list, show, import and publish weights")
+    weights = commands.add_parser("weights", help="list, show, join, import and publish weights")
     actions = weights.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     list_ = actions.add_parser("list", help="list the bundled weights")
@@ -337,6 +338,21 @@ def _add_weights(commands: argparse._SubParsersAction[_Parser]) -> None:
         help="bundled weights, a file, or an address of the hub: hf://org/name[@revision][/file]",
     )
     show.set_defaults(run=_weights_show)
+
+    join = actions.add_parser(
+        "join",
+        help="put two thetas side by side in one rule",
+        description="Put two thetas side by side in one rule: its steps have the mean that theirs "
+        "have on average, and its channels are those of both. See docs/method.md.",
+    )
+    for name in ("first", "second"):
+        join.add_argument(
+            name, metavar=name.upper(), help="bundled weights, a file, or an address of the hub"
+        )
+    join.add_argument(
+        "destination", type=Path, metavar="DESTINATION", help="the weights file to write"
+    )
+    join.set_defaults(run=_weights_join)
 
     push = actions.add_parser(
         "push",
@@ -502,6 +518,13 @@ def _weights_list(_: argparse.Namespace) -> int:
 
 def _weights_show(arguments: argparse.Namespace) -> int:
     print_table(weights_details(load_weights(arguments.weights)))
+    return 0
+
+
+def _weights_join(arguments: argparse.Namespace) -> int:
+    joint = join_weights(load_weights(arguments.first), load_weights(arguments.second))
+    save_weights(joint, arguments.destination)
+    print(f"{arguments.destination}: {joint.rule.channels} channels, to be used at lr {joint.lr:g}")
     return 0
 
 

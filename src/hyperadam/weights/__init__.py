@@ -1,6 +1,7 @@
 """Weights: the only bridge from meta-training to use."""
 
 from hyperadam.weights.hub import HubAddress, pin
+from hyperadam.weights.join import join_weights
 from hyperadam.weights.official import RELEASED_DIGEST, import_official
 from hyperadam.weights.publish import push_weights
 from hyperadam.weights.store import (
@@ -17,6 +18,7 @@ __all__ = [
     "Weights",
     "bundled_weights",
     "import_official",
+    "join_weights",
     "load_weights",
     "pin",
     "push_weights",
