@@ -15,7 +15,15 @@ import pytest
 
 from hyperadam.errors import RunError
 from hyperadam.evaluation import plots
-from hyperadam.evaluation.document import Code, Document, Paragraph, say, to_html, to_markdown
+from hyperadam.evaluation.document import (
+    Code,
+    Document,
+    Figure,
+    Paragraph,
+    say,
+    to_html,
+    to_markdown,
+)
 from hyperadam.evaluation.records import read_records
 from hyperadam.evaluation.report import make_report, write_report
 from hyperadam.evaluation.series import make_groups
@@ -101,6 +109,16 @@ def report(folder, runs):
     return paths.html.read_text(), paths.markdown.read_text()
 
 
+@pytest.fixture
+def undrawn(monkeypatch):
+    """For tests of words alone: a plot takes half a second, and a trace has ten."""
+
+    def draw(name, description, *_, **__):
+        return Figure(name, description, "<svg></svg>", "<svg></svg>")
+
+    monkeypatch.setattr(plots, "_draw", draw)
+
+
 @dataclasses.dataclass(frozen=True)
 class Made:
     """A report, read."""
@@ -179,6 +197,7 @@ def test_means_tracks_and_comparisons(small_report):
     assert "**0.500 ± 0.100**" in markdown
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_fitting_each_batch_alone_shows(tmp_path):
     """Half of Adam's loss after the update, twice before it, three times on validation data."""
     greedy = ours(0.5) | {"train_loss": run(final=2.0)["train_loss"], "val_loss": 3.0}
@@ -266,6 +285,7 @@ def test_time_is_compared_on_one_machine_only(tmp_path):
     assert times["adam | default lr"] == "never"
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_optimizers_are_compared_on_the_tasks_that_all_have(tmp_path):
     """SGD was run on one task of two, where it is level with Adam as ours is; on the other ours
     ends at half. RMSprop's one task of three is too few to count."""
@@ -338,6 +358,7 @@ def test_without_adam_there_is_no_common_scale(tmp_path):
     assert "<svg" in page
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_horizons_and_schedules_are_groups(tmp_path):
     runs = [*small(), ours(0.2, steps=20), run("adam", 0.3, steps=20, schedule="cosine")]
     page, _ = report(tmp_path, runs)
@@ -351,6 +372,7 @@ def test_horizons_and_schedules_are_groups(tmp_path):
     assert len(set(parsed.ids)) == len(parsed.ids)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_weights_of_one_name_are_told_apart(tmp_path):
     page, _ = report(tmp_path, [*small(), ours(0.7, seed=0, weights="cd34" * 16)])
     assert "variational-hyperadam #ab12ab12" in page
@@ -368,6 +390,7 @@ def test_a_run_repeated_counts_once(tmp_path):
     assert write_report(tmp_path).remarks == tuple(remarks)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_learned_optimizers_are_described(tmp_path):
     file = {"weights": "cd34" * 16}
     page, _ = report(
@@ -426,6 +449,7 @@ def test_long_names_of_layers_leave_room_for_the_plot(tmp_path):
     assert right - left > 0.6 * width
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_first_optimizers_trace_comes_first(tmp_path):
     one = trace(layers=("w", "b"))
     other = {"lr": 1e-3, "weights": "cd34" * 16, "trace": one}
@@ -441,6 +465,7 @@ def test_the_first_optimizers_trace_comes_first(tmp_path):
     assert {name for name, _ in shown[2:]} == {"variational-hyperadam@other"}
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_variance_at_its_prior_is_said(tmp_path):
     words = "the predicted variance says nothing here"
     flat = {**trace(), "std": [[1.0, 0.99]] * 4}
@@ -453,6 +478,7 @@ def test_a_variance_at_its_prior_is_said(tmp_path):
     assert words not in page
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_traces_are_of_many_kinds(tmp_path):
     """Of eight perceptrons, an LSTM and a network with convolutions, under two optimizers."""
     tasks = [f"mnist-mlp{depth}-sigmoid" for depth in range(1, 9)] + ["sine-lstm1", "mnist-cnn1"]
@@ -525,6 +551,7 @@ def test_versions_of_the_program_are_told_apart(tmp_path):
     assert "unrecorded (2 runs), 0123456789+changes (1 run)" in page
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_tables_have_no_rows_of_dashes(tmp_path):
     page, _ = report(tmp_path, [*small(), run(task="sine-lstm1", val_accuracy=None, val_loss=2.0)])
     tables = Tables(page).tables
@@ -635,6 +662,7 @@ def test_grey_lines_are_named(tmp_path):
     assert "3 others" in (tmp_path / "figures/g0-legend.svg").read_text()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_what_an_ablation_lacks_is_said(tmp_path):
     bare = run("variational-hyperadam@no-lstm", 0.5, lr=1e-3, suite="ablations")
     page, _ = report(tmp_path, [*small(), bare])
@@ -646,6 +674,7 @@ def test_what_an_ablation_lacks_is_said(tmp_path):
     }
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_weights_used_in_several_ways_are_traced_first(tmp_path):
     digests = {"@a": "11" * 32, "@full": "22" * 32}
     runs = small()[:5]
