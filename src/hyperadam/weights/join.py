@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from hyperadam.errors import ConfigError
 from hyperadam.rule import AdamCandidatesRule, Rule
-from hyperadam.weights.store import Weights
+from hyperadam.weights.store import Weights, rule_from_dict
 
 OWN = ("channels", "moment_decays")
 """Settings in which rules that are joined may differ."""
@@ -69,10 +68,10 @@ def _joint_rule(first: Rule, second: Rule) -> Rule:
     differing = [name for name in ours[0] if name not in OWN and ours[0][name] != ours[1].get(name)]
     if differing:
         raise ConfigError(f"rules are joined that have the same {', '.join(differing)}; got {ours}")
-    changes: dict[str, object] = {"channels": first.channels + second.channels}
+    settings = {**ours[0], "channels": first.channels + second.channels}
     if _decays(first):
-        changes["moment_decays"] = tuple(sorted({*_decays(first), *_decays(second)}))
-    return dataclasses.replace(first, **changes)  # type: ignore[arg-type]
+        settings["moment_decays"] = tuple(sorted({*_decays(first), *_decays(second)}))
+    return rule_from_dict(settings)
 
 
 def _decays(rule: Rule) -> tuple[float, ...]:
