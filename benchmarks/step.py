@@ -20,6 +20,7 @@ from hyperadam.estimate import STATE_DTYPES, memory_estimate
 from hyperadam.kernels import choose_backend
 from hyperadam.optim.memory import free_memory
 from hyperadam.rule import VariationalHyperAdamRule
+from hyperadam.weights import Weights
 
 SIZES = {"16k": 16_000, "160k": 160_000, "1M": 1_000_000, "4M": 4_000_000, "16M": 16_000_000}
 QUICK_SIZES = {"1k": 1_000, "4k": 4_000}
@@ -32,6 +33,7 @@ PLAIN_STEP_BYTES = 2_000
 MEMORY_SHARE = 0.8
 
 RESNET, RESNET_FLAT = "ResNet-20", "ResNet-20, flat"
+LITE = "lite"
 ADAM, ADAM_DEFAULT, TEXTBOOK = "Adam", "Adam, default", "textbook"
 
 
@@ -95,7 +97,7 @@ def programs(case: Case, backends: Sequence[str], device: torch.device) -> list[
     assert isinstance(rule, VariationalHyperAdamRule)
     count = case.num_params
 
-    def ours(backend: str, state_dtype: Any) -> Step:
+    def ours(backend: str, state_dtype: Any, weights: str | Weights = weights) -> Step:
         return VariationalHyperAdam(
             random_params(case, device), weights=weights, backend=backend, state_dtype=state_dtype
         ).step
@@ -126,6 +128,13 @@ def programs(case: Case, backends: Sequence[str], device: torch.device) -> list[
                     params_bytes + nbytes,
                 )
             )
+        listed.append(
+            Program(
+                ours_name(backend, LITE),
+                lambda backend=backend: ours(backend, "float32", LITE),  # type: ignore[misc]
+                params_bytes + memory_estimate(load_weights(LITE), count, "float32").total,
+            )
+        )
     if count <= MAX_PLAIN:
         plain = params_bytes + held["float32"], PLAIN_STEP_BYTES * count
         name = ours_name("reference", "float32")
@@ -183,7 +192,8 @@ def ratios(
     """What a program of ours costs beside others, from medians.
 
     Returns:
-        By name of the program: ``textbook/ours``, ``ours/Adam`` and ``ours/floor`` by case;
+        By name of the program: ``textbook/ours``, ``ours/Adam``, ``ours/lite`` (the weights `lite`
+        in float32) and ``ours/floor`` by case;
         ``growth``, the time a parameter at the largest size over that at 160k (or the smallest);
         ``list/flat``, a ResNet-20's parameters over one tensor of as many.
     """
@@ -200,6 +210,7 @@ def ratios(
             program = ours_name(backend, dtype)
             own: dict[str, dict[str, float]] = {}
             for case in measured:
+                lite = median(case, ours_name(backend, LITE))
                 ours, textbook, adam = (median(case, p) for p in (program, TEXTBOOK, ADAM))
                 if ours is None:
                     continue
@@ -208,6 +219,8 @@ def ratios(
                     own[case]["textbook/ours"] = textbook / ours
                 if adam is not None:
                     own[case]["ours/Adam"] = ours / adam
+                if lite is not None:
+                    own[case]["ours/lite"] = ours / lite
             start, end = median(first, program), median(flat[-1], program)
             if start is not None and end is not None:
                 own[f"{flat[-1]} over {first}"] = {"growth": end / start}
@@ -234,7 +247,7 @@ def sections(results: dict[str, Any]) -> list[str]:
             )
         rows.append(cells)
     floors = ", ".join(f"{number(ns)} ({kind})" for kind, ns in results["floor_ns_a_param"].items())
-    columns = ["textbook/ours", "ours/Adam", "ours/floor", "growth", "list/flat"]
+    columns = ["textbook/ours", "ours/Adam", "ours/lite", "ours/floor", "growth", "list/flat"]
     texts = [
         "ns a parameter, median (minimum):",
         table(["parameters (in tensors)", *names], rows),

@@ -167,7 +167,7 @@ def test_meta_train_then_show_then_use(capsys, tmp_path):
 def test_weights_list(capsys):
     assert run(["weights", "list"]) == 0
     text = capsys.readouterr().out
-    assert re.search(r"default\W+variational-hyperadam\W+5541", text)
+    assert re.search(r"default\W+variational-hyperadam\W+9937", text)
 
 
 def test_import_official(capsys, tmp_path):
@@ -214,9 +214,9 @@ def test_demo(capsys, tmp_path):
 def test_estimate(capsys):
     assert run(["estimate", "--params", "2.5k", "--state-dtype", "bfloat16"]) == 0
     text = capsys.readouterr().out
-    for shown in ("2,500 parameters", "bfloat16", "128 numbers, 256 bytes", "2 numbers, 8 bytes"):
+    for shown in ("2,500 parameters", "bfloat16", "170 numbers, 340 bytes", "2 numbers, 8 bytes"):
         assert shown in text
-    for shown in ("640 kB", "30 kB", "670 kB", "20 kB", "it fits", "measured here with 2,500"):
+    for shown in ("850 kB", "30 kB", "880 kB", "20 kB", "it fits", "measured here with 2,500"):
         assert shown in text
     assert "linearly" not in text
 
@@ -226,8 +226,8 @@ def test_estimate_warns_of_what_does_not_fit(capsys, monkeypatch):
     monkeypatch.setattr(hyperadam.estimate, "MEASURED_PARAMS_REFERENCE", 1000)
     assert run(["estimate", "--params", "1000B"]) == 0
     text = capsys.readouterr().out
-    assert "WARNING: it does not fit: 524 TB are needed" in text
-    assert "--state-dtype bfloat16 would need 268 TB" in text
+    assert "WARNING: it does not fit: 692 TB are needed" in text
+    assert "--state-dtype bfloat16 would need 352 TB" in text
     assert "measured here with 1,000 parameters" in text
     assert "scaled linearly" in text
 

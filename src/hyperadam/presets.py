@@ -108,7 +108,7 @@ PRESETS: dict[str, MetaTrainConfig] = {
     "digits": MetaTrainConfig(task="digits-mlp1-sigmoid", inner_runs=1000),
     "digits-stable": _STABLE,
     "broad": _BROAD,
-    # 192 bytes of state a parameter in place of 512.
+    # 192 bytes of state a parameter in place of the 512 of `broad`.
     "broad-lite": _BROAD_LITE,
     "broad-evolution": _evolution(_BROAD, inner_runs=230),
     "broad-lite-evolution": _evolution(_BROAD_LITE, inner_runs=250, next_batch_weight=0.75),

@@ -181,11 +181,12 @@ def test_a_kernel_is_as_close_to_float64_as_the_reference(kernel, program, make_
     """Where few coordinates rule the norms, and the more where nothing bounds the candidates, the
     rule itself amplifies roundings (docs/method.md): float32's reference is as far from float64.
     Its largest errors are accidents, and other ones on each processor: where nothing bounds the
-    candidates a single one lasts a hundred steps, so that the tail is not compared there."""
+    candidates a single one lasts a hundred steps, so that the tail is not compared there. Below
+    1e-5 both are the last digits of sums in other orders."""
     errors = errors_of_float32(kernel, program, make_gradient)
     reference = errors_of_float32("reference", program, make_gradient)
-    assert errors.median() < 3 * reference.median()
-    assert geometric_mean(errors) < 3 * geometric_mean(reference)
+    assert errors.median() < max(3 * reference.median(), 1e-5)
+    assert geometric_mean(errors) < max(3 * geometric_mean(reference), 1e-5)
     if PROGRAMS[program][0].candidate_bound is not None:
         assert errors.quantile(0.95) < 4 * reference.quantile(0.95)
 

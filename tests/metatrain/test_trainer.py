@@ -52,6 +52,7 @@ def test_it_goes_on_from_weights_that_are_there():
     config = preset("broad").with_overrides(
         ["init=default", "task=digits-mlp1-sigmoid", "trajectory_length=100", "inner_runs=1"]
     )
+    assert (config.rule, config.lr) == (load_weights("default").rule, load_weights("default").lr)
     trainer = MetaTrainer(config)
     assert_same(theta_of(trainer), load_weights("default").theta)
     record = trainer.meta_step()
@@ -62,14 +63,14 @@ def test_it_goes_on_from_weights_that_are_there():
 
 def test_weights_of_another_rule_can_not_be_gone_on_from():
     twenty = preset("broad").with_overrides(
-        ["init=lite", "task=digits-mlp1-sigmoid", "rule.moment_decays=[0.5,0.9,0.99]"]
+        ["rule.channels=20", "init=lite", "task=digits-mlp1-sigmoid"]
     )
     with pytest.raises(ConfigError, match=r"'lite'.* of another rule: channels is 7, not 20$"):
         MetaTrainer(twenty)
     with pytest.raises(ConfigError, match="rule is hyperadam, not variational-hyperadam"):
-        MetaTrainer(preset("digits").with_overrides(["init=hyperadam"]))
+        MetaTrainer(dataclasses.replace(preset("digits"), init="hyperadam"))
     with pytest.raises(WeightsError, match="did you mean 'lite'"):
-        MetaTrainer(preset("digits").with_overrides(["init=liet"]))
+        preset("digits").with_overrides(["init=liet"])
 
 
 def test_runs_are_fresh_and_repeatable():

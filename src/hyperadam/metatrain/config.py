@@ -19,7 +19,7 @@ from hyperadam.rule import MAX_SEED, Rule, VariationalHyperAdamRule
 from hyperadam.rule.coherence import STEPS as CALIBRATION_STEPS
 from hyperadam.schedule import SCHEDULES, lr_factor
 from hyperadam.tasks import derive_seed, make_generator, match_tasks
-from hyperadam.weights import rule_from_dict
+from hyperadam.weights import load_weights, rule_from_dict
 
 MAX_CONVEX_DIM = 1_000_000
 META_SCHEDULES = ("constant", "cosine")
@@ -252,16 +252,18 @@ class MetaTrainConfig:
         return from_values(cls, {**values, "rule": rule_from_dict(rule)}, what="configuration")
 
     def with_overrides(self, overrides: Sequence[str]) -> MetaTrainConfig:
-        """The configuration changed by ``key=value`` texts, in their order.
+        """The configuration changed by ``key=value`` texts, in their order but for ``init``.
 
         Keys are field names, ``rule.NAME`` for the rule's own; ``rule=NAME`` takes another rule
-        with its default settings. Values are read as JSON, or else as text.
+        with its default settings. Values are read as JSON, or else as text. ``init=WEIGHTS`` comes
+        first and takes the weights' own rule and ``lr``, which the others may then change.
 
         Raises:
             ConfigError: no ``=`` in a text, an unknown key or an impossible value.
+            WeightsError: the weights to begin with can't be read.
         """
         values = self.to_dict()
-        for override in overrides:
+        for override in sorted(overrides, key=lambda text: not text.startswith("init=")):
             key, equals, text = override.partition("=")
             if not equals:
                 raise ConfigError(f"a setting is given as key=value; got {override!r}")
@@ -275,4 +277,7 @@ class MetaTrainConfig:
                 values["rule"] = {**values["rule"], key.removeprefix("rule."): value}
             else:
                 values[key] = value
+            if key == "init" and isinstance(value, str):
+                weights = load_weights(value)
+                values.update(rule=weights.rule.to_dict(), lr=weights.lr)
         return MetaTrainConfig.from_dict(values)
