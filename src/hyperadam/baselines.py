@@ -42,7 +42,7 @@ class Baseline:
         name: as on the command line; a weights file by its stem, or by the folder of
             the run that made it; weights of the hub without what is usual in their address.
         text: what :func:`make_baseline` makes the same of, later and elsewhere.
-        default_lr: the library's default, or what learned weights were meta-trained for.
+        default_lr: the library's default, or the one that comes with learned weights.
         build: makes it.
         weights: digest of a learned optimizer's weights; None for a hand-designed one.
     """

@@ -68,7 +68,9 @@ def test_weights_of_another_rule_can_not_be_gone_on_from():
     with pytest.raises(ConfigError, match=r"'lite'.* of another rule: channels is 7, not 20$"):
         MetaTrainer(twenty)
     with pytest.raises(ConfigError, match="rule is hyperadam, not variational-hyperadam"):
-        MetaTrainer(dataclasses.replace(preset("digits"), init="hyperadam"))
+        MetaTrainer(preset("digits").with_overrides(["init=hyperadam"]))
+    with pytest.raises(ConfigError, match="lstm is True, not False"):
+        MetaTrainer(preset("ablation-no-lstm").with_overrides(["init=lite"]))
     with pytest.raises(WeightsError, match="did you mean 'lite'"):
         preset("digits").with_overrides(["init=liet"])
 
@@ -268,6 +270,19 @@ def test_row_means_are_scaled_in_the_inner_run_too(runs):
         rows = whole.unflatten(1, (-1, inputs))
         expected = rows - (1 - factor) * rows.mean(2, keepdim=True)
         torch.testing.assert_close(own, expected.flatten(1), rtol=1e-3, atol=1e-7)
+
+
+@pytest.mark.parametrize("settings", [["lr=0.01", "init={}"], ["init={}", "lr=0.01"]])
+def test_of_weights_to_begin_with_come_lr_channels_and_moments(settings, tmp_path):
+    """How steps are scaled is the preset's, and what is said counts."""
+    path = tmp_path / "weights.safetensors"
+    weights = load_weights("lite")
+    plain = dataclasses.replace(weights.rule, row_mean_base=None, vector_scale=1.0)
+    save_weights(dataclasses.replace(weights, rule=plain, lr=0.002), path)
+    config = preset("broad").with_overrides([settings[0].format(path), settings[1].format(path)])
+    assert (config.rule, config.lr) == (weights.rule, 0.01)
+    assert preset("broad").with_overrides([f"init={path}"]).lr == 0.002
+    assert preset("broad").with_overrides(["init=null"]) == preset("broad")
 
 
 def test_weights_to_begin_with_may_scale_steps_otherwise(tmp_path):

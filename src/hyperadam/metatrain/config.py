@@ -24,6 +24,8 @@ from hyperadam.weights import load_weights, rule_from_dict
 MAX_CONVEX_DIM = 1_000_000
 META_SCHEDULES = ("constant", "cosine")
 META_OBJECTIVES = ("loss", "log-loss")
+SIZES = ("channels", "moment_decays")
+"""Of a rule's settings, those that theta's size follows from, but for switches."""
 
 
 def _draw(seed: int, *purpose: str | int) -> float:
@@ -48,7 +50,8 @@ class MetaTrainConfig:
         rule: the update rule to meta-train.
         init: weights to begin with, as :func:`hyperadam.load_weights` takes them, of the same rule
             but for what scales its steps (``fan_in_base``, ``row_mean_base``, ``vector_scale``,
-            ``calibrated``); null: random ones, as in the papers.
+            ``calibrated``); null: random ones, as in the papers. As a ``--set`` it takes their
+            ``lr``, channels and moments too.
         unroll_length: inner steps that are backpropagated through; at least 20 where the rule is
             calibrated.
         trajectory_length: inner steps of an inner run; a multiple of ``unroll_length``.
@@ -256,7 +259,8 @@ class MetaTrainConfig:
 
         Keys are field names, ``rule.NAME`` for the rule's own; ``rule=NAME`` takes another rule
         with its default settings. Values are read as JSON, or else as text. ``init=WEIGHTS`` comes
-        first and takes the weights' own rule and ``lr``, which the others may then change.
+        first and takes the weights' ``lr`` and, of their rule, channels and moments, which the
+        others may then change.
 
         Raises:
             ConfigError: no ``=`` in a text, an unknown key or an impossible value.
@@ -279,5 +283,9 @@ class MetaTrainConfig:
                 values[key] = value
             if key == "init" and isinstance(value, str):
                 weights = load_weights(value)
-                values.update(rule=weights.rule.to_dict(), lr=weights.lr)
+                values["lr"] = weights.lr
+                if weights.rule.name == values["rule"]["rule"]:
+                    begun = weights.rule.to_dict()
+                    sizes = {name: begun[name] for name in SIZES if name in begun}
+                    values["rule"] = {**values["rule"], **sizes}
         return MetaTrainConfig.from_dict(values)

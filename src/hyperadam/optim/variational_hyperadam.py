@@ -35,7 +35,7 @@ class VariationalHyperAdam(LearnedOptimizer):
     Args:
         params: parameters, or groups with their own ``lr``, ``weight_decay``,
             ``decoupled_weight_decay``, ``sample``, ``seed`` and ``maximize``.
-        lr: learning rate; None takes the one that the weights were meta-trained for. It is not
+        lr: learning rate; None takes the one that comes with the weights. It is not
             on Adam's scale: a coordinate moves by many times ``lr`` a step (``docs/pytorch.md``).
             In layers with more inputs than the weights' ``fan_in_base`` it is multiplied by
             ``sqrt(fan_in_base / inputs)``, for vectors by the weights' ``vector_scale``.

@@ -114,7 +114,7 @@ def model_card(weights: Weights, repo: str) -> str:
     rule = weights.rule
     rows = {
         "rule": f"{rule.name}, {rule.num_theta()} numbers",
-        "meta-trained for lr": f"{weights.lr:g}",
+        "learning rate": f"{weights.lr:g}",
         "recommended schedule": weights.schedule,
         "recipe": weights.preset,
         "meta-trained on": weights.data,

@@ -27,7 +27,7 @@ from hyperadam.weights import hub
 FORMAT = "hyperadam-weights"
 FORMAT_VERSION = 1
 MAX_BYTES = 2**30
-"""Of a weights file; the bundled ones have some 20,000."""
+"""Of a weights file; the largest of the bundled ones has some 42,000."""
 
 _NOTES = ("preset", "data", "date", "commit", "licence")
 
@@ -39,7 +39,8 @@ class Weights:
     Attributes:
         rule: the update rule, with its whole configuration.
         theta: meta-parameters by name, float32 or float64, on the CPU.
-        lr: the learning rate that they were meta-trained for.
+        lr: the learning rate to be used with them; of a meta-training run, the one of its inner
+            runs.
         schedule: how it should go over a run: of :data:`hyperadam.schedule.SCHEDULES`.
         preset: the meta-training preset, with the settings that were changed.
         data: what they were meta-trained on.
