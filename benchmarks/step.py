@@ -25,9 +25,9 @@ from hyperadam.weights import Weights
 SIZES = {"16k": 16_000, "160k": 160_000, "1M": 1_000_000, "4M": 4_000_000, "16M": 16_000_000}
 QUICK_SIZES = {"1k": 1_000, "4k": 4_000}
 GROWTH_FROM = "160k"
-MAX_PLAIN = 4_000_000
+MAX_PLAIN = 1_000_000
 """Parameters beyond which the reference and the textbook are left out: they need several
-kilobytes for each."""
+kilobytes and, without AVX-512, some ten microseconds for each."""
 PLAIN_STEP_BYTES = 2_000
 """That the intermediate results of plain PyTorch take for one parameter, about."""
 MEMORY_SHARE = 0.8
