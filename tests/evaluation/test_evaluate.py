@@ -168,7 +168,7 @@ def test_only_what_is_missing_is_wanted():
 @pytest.mark.parametrize(
     ("name", "lr", "expected"),
     [
-        ("variational-hyperadam", "standard", 1e-3),
+        ("variational-hyperadam", "standard", 5e-4),
         ("adam", "default", 1e-3),
         ("nadam", "default", 2e-3),
         ("adam", 0.5, 0.5),
@@ -182,7 +182,7 @@ def test_learning_rates_without_a_grid(name, lr, expected):
 
 def test_learned_optimizers_on_the_same_grid():
     lrs = {key.lr for key in cell("variational-hyperadam", lr="grid").wanted({})}
-    assert lrs == {grid_lr(1e-3, place) for place in range(-2, 3)}
+    assert lrs == {grid_lr(5e-4, place) for place in range(-2, 3)}
 
 
 # -- evaluations -----------------------------------------------------------------------------------
