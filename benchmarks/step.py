@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -124,14 +125,14 @@ def programs(case: Case, backends: Sequence[str], device: torch.device) -> list[
             listed.append(
                 Program(
                     ours_name(backend, dtype),
-                    lambda backend=backend, dtype=dtype: ours(backend, dtype),  # type: ignore[misc]
+                    functools.partial(ours, backend, dtype),
                     params_bytes + nbytes,
                 )
             )
         listed.append(
             Program(
                 ours_name(backend, LITE),
-                lambda backend=backend: ours(backend, "float32", LITE),  # type: ignore[misc]
+                functools.partial(ours, backend, "float32", LITE),
                 params_bytes + memory_estimate(load_weights(LITE), count, "float32").total,
             )
         )

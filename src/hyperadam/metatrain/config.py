@@ -15,7 +15,7 @@ from hyperadam.config import from_values
 from hyperadam.device import is_device_name
 from hyperadam.errors import ConfigError, unknown_name
 from hyperadam.kernels import BACKENDS
-from hyperadam.rule import MAX_SEED, Rule, VariationalHyperAdamRule
+from hyperadam.rule import MAX_SEED, SIZES, Rule, VariationalHyperAdamRule
 from hyperadam.rule.coherence import STEPS as CALIBRATION_STEPS
 from hyperadam.schedule import SCHEDULES, lr_factor
 from hyperadam.tasks import derive_seed, make_generator, match_tasks
@@ -24,8 +24,6 @@ from hyperadam.weights import load_weights, rule_from_dict
 MAX_CONVEX_DIM = 1_000_000
 META_SCHEDULES = ("constant", "cosine")
 META_OBJECTIVES = ("loss", "log-loss")
-SIZES = ("channels", "moment_decays")
-"""Of a rule's settings, those that theta's size follows from, but for switches."""
 
 
 def _draw(seed: int, *purpose: str | int) -> float:

@@ -16,6 +16,7 @@ from hyperadam.rule.normalize import ColumnNorm, Reduce, unit_columns
 from hyperadam.rule.rule import (
     APART_FROM_THETA,
     BY_LAYER,
+    SIZES,
     AdamCandidatesRule,
     Explanation,
     Rule,
@@ -36,6 +37,7 @@ __all__ = [
     "BY_LAYER",
     "MAX_SEED",
     "RULES",
+    "SIZES",
     "AdamCandidatesRule",
     "ColumnNorm",
     "DMoptimizerRule",

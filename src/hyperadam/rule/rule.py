@@ -126,6 +126,11 @@ APART_FROM_THETA = (*BY_LAYER, "calibrated")
 """Settings that scale a rule's steps without theta's knowing: rules that differ in these alone can
 have the same theta."""
 
+SIZES = ("channels", "moment_decays")
+"""Settings that say how large theta is, while its parts and what they do stay the same: in these
+alone rules that are joined may differ, and these come with weights that meta-training begins with.
+"""
+
 
 @dataclasses.dataclass(frozen=True)
 class Rule(abc.ABC):

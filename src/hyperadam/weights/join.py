@@ -8,11 +8,8 @@ import torch
 from torch import Tensor
 
 from hyperadam.errors import ConfigError
-from hyperadam.rule import AdamCandidatesRule, Rule
+from hyperadam.rule import SIZES, AdamCandidatesRule, Rule
 from hyperadam.weights.store import Weights, rule_from_dict
-
-OWN = ("channels", "moment_decays")
-"""Settings in which rules that are joined may differ."""
 
 
 def join_weights(first: Weights, second: Weights) -> Weights:
@@ -65,7 +62,9 @@ def _joint_rule(first: Rule, second: Rule) -> Rule:
                 f"only rules with candidates and preprocessing are joined; got {rule}"
             )
     ours = [rule.to_dict() for rule in (first, second)]
-    differing = [name for name in ours[0] if name not in OWN and ours[0][name] != ours[1].get(name)]
+    differing = [
+        name for name in ours[0] if name not in SIZES and ours[0][name] != ours[1].get(name)
+    ]
     if differing:
         raise ConfigError(f"rules are joined that have the same {', '.join(differing)}; got {ours}")
     settings = {**ours[0], "channels": first.channels + second.channels}
