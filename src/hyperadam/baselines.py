@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch.optim.optimizer import ParamsT
 
 from hyperadam.errors import (
     ConfigError,
@@ -30,8 +30,9 @@ from hyperadam.optim import (
 from hyperadam.weights import RELEASED_DIGEST, HubAddress, bundled_weights, load_weights, pin
 from hyperadam.weights.hub import PREFIX
 
-Build = Callable[[Sequence[Tensor], float, int], torch.optim.Optimizer]
-"""Makes an optimizer of parameters, a learning rate, and a seed for what it draws."""
+Build = Callable[[ParamsT, float, int], torch.optim.Optimizer]
+"""Makes an optimizer of parameters, with or without names, a learning rate, and a seed for what it
+draws."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -64,7 +65,7 @@ def _of_torch(kind: Callable[..., torch.optim.Optimizer], **settings: object) ->
 
 
 def _of_library(library: str, kind: str) -> Build:
-    def build(params: Sequence[Tensor], lr: float, _: int) -> torch.optim.Optimizer:
+    def build(params: ParamsT, lr: float, _: int) -> torch.optim.Optimizer:
         try:
             module = importlib.import_module(library)
         except ImportError:
@@ -171,7 +172,7 @@ def make_baseline(text: str) -> Baseline:
     if weights.rule.name != learned.kind.rule_name:
         raise WeightsError(f"{text}: these are weights of {weights.rule.name}")
 
-    def build(params: Sequence[Tensor], lr: float, seed: int) -> torch.optim.Optimizer:
+    def build(params: ParamsT, lr: float, seed: int) -> torch.optim.Optimizer:
         make: Callable[..., torch.optim.Optimizer] = partial(
             learned.kind, weights=weights, **learned.settings
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import OrderedDict
 
 import torch
 from accelerate import Accelerator, FullyShardedDataParallelPlugin, PartialState
@@ -18,7 +19,12 @@ BATCH = 8
 def make_model(seed=0):
     """Rows that two processes can't share evenly."""
     torch.manual_seed(seed)
-    return Sequential(Linear(6, 13), Tanh(), Linear(13, 3)).double()
+    layers = {
+        "c_attn": Linear(6, 13),
+        "tanh": Tanh(),
+        "last": Linear(13, 3),
+    }  # a name of attention's
+    return Sequential(OrderedDict(layers)).double()
 
 
 def train(model, optimizer, steps, rank=0, size=1):
@@ -53,7 +59,9 @@ def sharded_by_accelerate(rank, size, folder, steps, saved_at):
         PartialState().distributed_type = DistributedType.FSDP
         accelerator.state.distributed_type = DistributedType.FSDP
         model = make_model(seed)
-        return accelerator, *accelerator.prepare(model, VariationalHyperAdam(model.parameters()))
+        return accelerator, *accelerator.prepare(
+            model, VariationalHyperAdam(model.named_parameters())
+        )
 
     accelerator, model, optimizer = prepare(0)
     train(model, optimizer, range(saved_at), rank, size)

@@ -23,7 +23,7 @@ def pool(tmp_path):
 def test_it_goes_like_one_process_and_resumes(pool, tmp_path):
     """One process to rounding; the resumed run bit for bit."""
     model = jobs.make_model()
-    jobs.train(model, VariationalHyperAdam(model.parameters()), range(STEPS))
+    jobs.train(model, VariationalHyperAdam(model.named_parameters()), range(STEPS))
     folder = str(tmp_path / "saved")
     for end, resumed_equal, sharded in pool.run(
         jobs.sharded_by_accelerate, folder, STEPS, SAVED_AT

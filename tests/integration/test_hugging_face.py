@@ -51,7 +51,7 @@ def test_the_example_accumulates_clips_and_schedules(example, fed):
 
     def of(clipped=True, scheduled=True):
         model = copy.deepcopy(start)
-        optimizer = VariationalHyperAdam(model.parameters(), lr=3e-4, weights="lite")
+        optimizer = VariationalHyperAdam(model.named_parameters())
         scheduler = get_cosine_schedule_with_warmup(optimizer, 0, STEPS) if scheduled else None
 
         def loss(state, inputs):

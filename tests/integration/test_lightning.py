@@ -196,7 +196,7 @@ def test_float16(example):
 def test_float16_clipped_by_lightning(example):
     class Plain(example["Regression"]):
         def configure_optimizers(self):
-            optimizer = VariationalHyperAdam(self.parameters())
+            optimizer = VariationalHyperAdam(self.named_parameters())
             optimizer._step_supports_amp_scaling = False
             return optimizer
 

@@ -247,6 +247,32 @@ def test_the_fan_in_reaches_the_inner_run():
         torch.testing.assert_close(own, factor * whole, rtol=1e-3, atol=1e-7)
 
 
+def test_attentions_scale_reaches_the_inner_run():
+    """By the names of the inner network's parameters, two layers' beside a convex task's."""
+    config = SMOKE.with_overrides(
+        ["task=unicode-names-transformer2x32-b16", "unroll_length=1", "rule.var_block=false"]
+    )
+    scaled = MetaTrainer(config.with_overrides(["rule.attention_scale=0.25"]))
+    plain = MetaTrainer(config)
+    start = plain.in_flight[0].carry.params_BN.clone()
+    for trainer in (scaled, plain):
+        trainer.meta_step()
+    steps = [trainer.in_flight[0].carry.params_BN - start for trainer in (scaled, plain)]
+    init = make_task(config.task).init_params(make_generator(0, "params"))
+    sizes = [value.numel() for value in init.values()]
+    sizes.append(start.numel() - sum(sizes))
+    assert sizes[-1] > 0
+    for name, own, whole in zip(
+        [*init, "the convex task's"],
+        steps[0].split(sizes, 1),
+        steps[1].split(sizes, 1),
+        strict=True,
+    ):
+        factor = 0.25 if name.endswith("in_proj_weight") else 1
+        torch.testing.assert_close(own, factor * whole, rtol=1e-2, atol=1e-7, msg=name)
+    assert sum(name.endswith("in_proj_weight") for name in init) == 2
+
+
 @pytest.mark.parametrize("runs", [1, 2])
 def test_row_means_are_scaled_in_the_inner_run_too(runs):
     """Of ``digits-mlp1-sigmoid``'s two weights one has 64 inputs, the other 20."""

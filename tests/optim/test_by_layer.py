@@ -49,6 +49,29 @@ def test_a_step_is_adams_with_less_in_common_and_smaller_by_layer(network):
     assert_close(last_bias, 0.3 * last_adam, atol=1e-7, rtol=1e-4)
 
 
+def test_names_tell_attentions_projections():
+    torch.manual_seed(0)
+    attention = torch.nn.MultiheadAttention(16, 2)
+    twin = copy.deepcopy(attention)
+    settings = {"fan_in_base": None, "row_mean_base": None, "vector_scale": 1.0}
+    moves = []
+    for network, params in (
+        (attention, attention.named_parameters()),
+        (twin, twin.parameters()),
+    ):
+        optimizer = AdamByLayer(params, 0.01, **settings)
+        before = {name: param.detach().clone() for name, param in network.named_parameters()}
+        inputs = torch.rand(3, 1, 16, generator=torch.Generator().manual_seed(0))
+        network(inputs, inputs, inputs)[0].square().sum().backward()
+        optimizer.step()
+        moves.append(
+            {name: param.detach() - before[name] for name, param in network.named_parameters()}
+        )
+    scales = {"in_proj_weight": 0.1, "in_proj_bias": 1, "out_proj.weight": 1, "out_proj.bias": 1}
+    for name, scale in scales.items():
+        assert_close(moves[0][name], scale * moves[1][name], atol=1e-7, rtol=1e-4)
+
+
 def test_a_parameter_without_a_gradient_stays(network):
     network[0].weight.requires_grad_(False)
     moves = step(network, AdamByLayer(network.parameters(), 0.01))

@@ -189,6 +189,80 @@ def test_row_means_are_scaled(dtype):
         assert torch.equal(scaled[number], plain[number])
 
 
+NAMES = ("attn.in_proj_weight", "attn.in_proj_bias", "attn.out_proj.weight")
+
+
+def attention_weights(scale=0.1):
+    rule = dataclasses.replace(WEIGHTS.rule, attention_scale=scale)
+    return dataclasses.replace(WEIGHTS, rule=rule)
+
+
+def attention_moves(named, weights, steps=1):
+    """How a layer's parameters move in a step, by what is made of names and parameters."""
+    params = make_params((12, 4), (12,), (4, 4))
+    start = values(params)
+    optimizer = make(named(list(zip(NAMES, params, strict=True))), weights=weights)
+    train(optimizer, params, steps)
+    return [new - old for new, old in zip(values(params), start, strict=True)]
+
+
+def in_groups(pairs):
+    return [{"params": pairs[1:]}, {"params": pairs[:1], "weight_decay": 0.0}]
+
+
+@pytest.mark.parametrize("named", [list, iter, in_groups], ids=["list", "iterator", "groups"])
+def test_names_tell_attentions_projections(named):
+    plain = attention_moves(named, WEIGHTS)
+    scaled = attention_moves(named, attention_weights())
+    torch.testing.assert_close(scaled[0], 0.1 * plain[0], rtol=1e-3, atol=1e-6)
+    assert_equal(scaled[1:], plain[1:])
+
+
+def test_without_names_no_parameter_is_attentions():
+    def nameless(pairs):
+        return [param for _, param in pairs]
+
+    plain = attention_moves(nameless, WEIGHTS)
+    assert_equal(attention_moves(nameless, attention_weights()), plain)
+    assert_equal(attention_moves(list, WEIGHTS), plain)
+
+
+@pytest.mark.parametrize("through", ["state_dict", "nameless_state_dict", "deepcopy", "pickle"])
+def test_attentions_projections_are_known_after_a_resume(through):
+    weights = attention_weights()
+
+    def begin(names=True):
+        params = make_params((12, 4), (12,), (4, 4))
+        return params, make(
+            list(zip(NAMES, params, strict=True)) if names else params, weights=weights
+        )
+
+    params, optimizer = begin()
+    train(optimizer, params, 4)
+    first, stopped = begin()
+    train(stopped, first, 2)
+    if through in ("deepcopy", "pickle"):
+        if through == "deepcopy":
+            resumed = copy.deepcopy(stopped)
+        else:
+            buffer = io.BytesIO()
+            torch.save(stopped, buffer)
+            buffer.seek(0)
+            resumed = torch.load(buffer, weights_only=False)
+        again = resumed.param_groups[0]["params"]
+    else:
+        again, resumed = begin()
+        with torch.no_grad():
+            for new, old in zip(again, first, strict=True):
+                new.copy_(old)
+        saved = stopped.state_dict()
+        if through == "nameless_state_dict":
+            del saved["param_groups"][0]["param_names"]
+        resumed.load_state_dict(saved)
+    train(resumed, again, 2, start=2)
+    assert_equal(values(again), values(params))
+
+
 @given(
     cuts=st.lists(st.integers(0, 24), max_size=4),
     groups=st.integers(1, 3),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+from collections import OrderedDict
 
 import torch
 import torch.nn.functional as F
@@ -33,9 +34,17 @@ LR = 1e-3
 
 
 def make_model(dtype=torch.float64):
-    """Rows that neither 2 nor 4 divides, and a layer of which some ranks have none."""
+    """Rows that neither 2 nor 4 divides, a layer of which some ranks have none, and one with a name
+    that attention's projections have."""
     generator = torch.Generator().manual_seed(0)
-    model = nn.Sequential(nn.Linear(6, 13), nn.Tanh(), nn.Linear(13, 9), nn.Tanh(), nn.Linear(9, 3))
+    layers = {
+        "first": nn.Linear(6, 13),
+        "tanh": nn.Tanh(),
+        "c_attn": nn.Linear(13, 9),
+        "tanh_again": nn.Tanh(),
+        "last": nn.Linear(9, 3),
+    }
+    model = nn.Sequential(OrderedDict(layers))
     with torch.no_grad():
         for param in model.parameters():
             param.copy_(torch.randn(param.shape, generator=generator) / 3)
@@ -84,7 +93,7 @@ def params_of(model):
 def alone(steps, dtype=torch.float64, make=make_model, **settings):
     """The parameters after so many steps in one process."""
     model = make().to(dtype)
-    optimizer = VariationalHyperAdam(model.parameters(), lr=LR, **settings)
+    optimizer = VariationalHyperAdam(model.named_parameters(), lr=LR, **settings)
     train(model, optimizer, range(steps), dtype=dtype)
     return params_of(model)
 
@@ -103,7 +112,7 @@ def make_sharded(size, replicas=1, dtype=torch.float64, layers=True, device="cpu
             if isinstance(layer, nn.Linear):
                 fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh)
-    return model, VariationalHyperAdam(model.parameters(), lr=LR, **settings)
+    return model, VariationalHyperAdam(model.named_parameters(), lr=LR, **settings)
 
 
 class CountedReductions:
@@ -124,7 +133,7 @@ class CountedReductions:
 
 def ddp(rank, size, steps):
     model = DistributedDataParallel(make_model(torch.float32))
-    optimizer = VariationalHyperAdam(model.parameters(), lr=LR)
+    optimizer = VariationalHyperAdam(model.named_parameters(), lr=LR)
     train(model, optimizer, range(steps), rank, size, torch.float32)
     return params_of(model), optimizer.state_dict()["state"]
 
@@ -182,7 +191,7 @@ def make_zero(model, **settings):
     from torch.distributed.optim import ZeroRedundancyOptimizer  # it warns of itself
 
     optimizer_class = functools.partial(
-        VariationalHyperAdam, shard_of=list(model.parameters()), **settings
+        VariationalHyperAdam, shard_of=list(model.named_parameters()), **settings
     )
     return ZeroRedundancyOptimizer(model.parameters(), optimizer_class=optimizer_class, lr=LR)
 
@@ -231,7 +240,7 @@ def resume(rank, size, folder, first, steps, device="cpu", **settings):
         model, optimizer = make_sharded(size, device=device, **settings)
     else:
         model = make_model()
-        optimizer = VariationalHyperAdam(model.parameters(), lr=LR, **settings)
+        optimizer = VariationalHyperAdam(model.named_parameters(), lr=LR, **settings)
     if device == "meta":
         model.to_empty(device="cpu")
         with torch.no_grad():
@@ -389,7 +398,7 @@ def frozen(rank, size):
     """Nothing is trained: nothing happens, and nothing fails."""
     model = make_model().requires_grad_(False)
     fully_shard(model, mesh=mesh_of(size))
-    optimizer = VariationalHyperAdam(model.parameters())
+    optimizer = VariationalHyperAdam(model.named_parameters())
     optimizer.step()
     return optimizer.state_dict()["state"]
 
@@ -401,7 +410,7 @@ def fsdp1(rank, size, use_orig_params):
         make_model(), device_id=torch.device("cpu"), use_orig_params=use_orig_params
     )
     try:
-        VariationalHyperAdam(model.parameters())
+        VariationalHyperAdam(model.named_parameters())
     except ConfigError as error:
         return str(error)
     return ""

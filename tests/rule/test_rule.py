@@ -66,6 +66,7 @@ def test_the_papers_values_are_the_defaults():
         "fan_in_base": None,
         "row_mean_base": None,
         "vector_scale": 1.0,
+        "attention_scale": 1.0,
         "calibrated": False,
         "column_norm": "euclidean",
         "candidate_bound": None,
@@ -376,6 +377,15 @@ def test_the_learning_rate_of_vectors(shape):
     assert rule.lr_scale((20, 64)) == 0.5
 
 
+@pytest.mark.parametrize(("shape", "scale"), [((192, 64), 0.05), ((4, 4), 0.1), ((192,), 0.3)])
+def test_the_learning_rate_of_attentions_projections(shape, scale):
+    """A matrix's; the biases' is that of other vectors."""
+    rule = VariationalHyperAdamRule(fan_in_base=16, vector_scale=0.3, attention_scale=0.1)
+    assert rule.lr_scale(shape, attention=True) == pytest.approx(scale)
+    assert rule.lr_scale(shape) == dataclasses.replace(rule, attention_scale=1.0).lr_scale(shape)
+    assert VariationalHyperAdamRule().lr_scale(shape, attention=True) == 1.0
+
+
 def test_sample():
     update = UpdateDistribution(torch.tensor([1.0, 2.0]), torch.tensor([0.0, math.log(4.0)]))
     torch.testing.assert_close(update.sample(torch.tensor([1.0, -1.0])), torch.tensor([2.0, 0.0]))
@@ -395,6 +405,8 @@ def test_sample():
         (VariationalHyperAdamRule, {"vector_scale": 0.0}, "vector_scale"),
         (VariationalHyperAdamRule, {"vector_scale": math.inf}, "vector_scale"),
         (VariationalHyperAdamRule, {"vector_scale": None}, "vector_scale"),
+        (VariationalHyperAdamRule, {"attention_scale": 0.0}, "attention_scale"),
+        (VariationalHyperAdamRule, {"attention_scale": None}, "attention_scale"),
         (VariationalHyperAdamRule, {"calibrated": 1}, "calibrated must be True or False"),
         (HyperAdamRule, {"calibrated": True}, "a rule with fixed moments"),
         (VariationalHyperAdamRule, {"moment_decays": ()}, "moment_decays"),

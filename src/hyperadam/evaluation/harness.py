@@ -8,12 +8,12 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch.optim.optimizer import ParamsT
 
 from hyperadam.evaluation.records import final_loss, has_diverged
 from hyperadam.evaluation.trace import Tracer
@@ -22,7 +22,7 @@ from hyperadam.tasks import Task, derive_seed, make_generator, move_batch
 
 CPU = torch.device("cpu")
 
-OptimizerFactory = Callable[[Sequence[Tensor]], torch.optim.Optimizer]
+OptimizerFactory = Callable[[ParamsT], torch.optim.Optimizer]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -72,7 +72,7 @@ def train(
 
     Args:
         task: what to train.
-        factory: makes the optimizer for a list of parameters.
+        factory: makes the optimizer for a list of parameters with their names.
         seed: of the initial parameters and of the data order.
         steps: how many.
         schedule: of the learning rate; see :func:`hyperadam.schedule.lr_factor`.
@@ -82,7 +82,7 @@ def train(
     """
     initial = task.init_params(make_generator(seed, "params"))
     params = {name: value.to(device).requires_grad_() for name, value in initial.items()}
-    optimizer = factory(list(params.values()))
+    optimizer = factory(list(params.items()))
     scheduler = lr_scheduler(optimizer, schedule, steps)
     data_seed = derive_seed(seed, "data")
     before, after = np.full(steps, math.nan), np.full(steps, math.nan)

@@ -48,8 +48,8 @@ class MetaTrainConfig:
         rule: the update rule to meta-train.
         init: weights to begin with, as :func:`hyperadam.load_weights` takes them, of the same rule
             but for what scales its steps (``fan_in_base``, ``row_mean_base``, ``vector_scale``,
-            ``calibrated``); null: random ones, as in the papers. As a ``--set`` it takes their
-            ``lr``, channels and moments too.
+            ``attention_scale``, ``calibrated``); null: random ones, as in the papers. As a
+            ``--set`` it takes their ``lr``, channels and moments too.
         unroll_length: inner steps that are backpropagated through; at least 20 where the rule is
             calibrated.
         trajectory_length: inner steps of an inner run; a multiple of ``unroll_length``.

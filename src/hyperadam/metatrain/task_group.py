@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hyperadam.rule import Rule
+from hyperadam.rule import Rule, attention_projections
 from hyperadam.tasks import Batch, Task, derive_seed, make_generator, move_batch, stack_batches
 
 
@@ -42,8 +42,10 @@ class TaskGroup:
 
     def lr_scales(self, rule: Rule) -> Tensor:
         """What a rule multiplies each coordinate's learning rate by, (N,)."""
+        projections = attention_projections(self._shapes)
         scales = [
-            torch.full((shape.numel(),), rule.lr_scale(shape)) for shape in self._shapes.values()
+            torch.full((shape.numel(),), rule.lr_scale(shape, attention=name in projections))
+            for name, shape in self._shapes.items()
         ]
         return torch.cat(scales).to(self.device)
 

@@ -26,6 +26,7 @@ from torch.optim.optimizer import ParamsT
 from hyperadam.errors import ConfigError, WeightsError, unknown_name
 from hyperadam.kernels import BACKENDS, Lanes, Part, TileLayout, is_finite, tiled_rule
 from hyperadam.optim.arena import SCALARS, Arena, Entry, Unmade, keys
+from hyperadam.optim.names import attention_parameters, named
 from hyperadam.optim.sharding import (
     GroupSum,
     count_everywhere,
@@ -138,7 +139,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         state_dtype: StateDtype = "float32",
         nonfinite: Nonfinite = "skip",
         maximize: bool = False,
-        shard_of: Iterable[Tensor] | None = None,
+        shard_of: Iterable[Tensor] | Iterable[tuple[str, Tensor]] | None = None,
         process_group: ProcessGroup | None = None,
         calibrate: bool | None = None,
         own_defaults: Mapping[str, Any] | None = None,
@@ -163,7 +164,9 @@ class LearnedOptimizer(torch.optim.Optimizer):
         self._skipped = torch.zeros((), dtype=torch.int64)  # on the parameters' device
         self._arena: Arena | None = None
         self._first: dict[Tensor, int] = {}
-        self._everywhere = None if shard_of is None else list(shard_of)
+        everywhere = None if shard_of is None else named(shard_of)
+        self._everywhere = None if everywhere is None else [param for _, param in everywhere]
+        self._names_everywhere = everywhere or []
         self._process_group = process_group
         if self._everywhere is None and process_group is not None:
             raise ConfigError("process_group goes with shard_of: the parameters of all processes")
@@ -582,8 +585,9 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
     def _move(self, active: list[_Active], directions: list[Tensor], finite: Tensor) -> None:
         """``params = params - lr d``, after decoupled weight decay, in the step's dtype; lr is the
-        group's, scaled by the parameter's fan-in if the rule says so, as are d's row means."""
+        group's, scaled by what the parameter is if the rule says so, as are d's row means."""
         rule = self.weights.rule
+        projections = attention_parameters(self, self._names_everywhere)
         in_place: dict[float, tuple[list[Tensor], list[Tensor]]] = {}
         for each, direction in zip(active, directions, strict=True):
             lr, decay = each.group["lr"], each.group["weight_decay"]
@@ -592,7 +596,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
             if decay != 0 and each.group["decoupled_weight_decay"]:
                 value = value * (1 - lr * decay * finite)
             rule.scale_row_means_(direction, each.key.shape)
-            lr = lr * rule.lr_scale(each.key.shape)
+            lr = lr * rule.lr_scale(each.key.shape, attention=each.key in projections)
             if value is param and not isinstance(lr, Tensor):
                 for tensors, tensor in zip(
                     in_place.setdefault(lr, ([], [])), (param, direction), strict=True
@@ -839,6 +843,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
             "calibrate",
             "_skipped",
             "_everywhere",
+            "_names_everywhere",
             "_process_group",
         )
         state = super().__getstate__() | {name: getattr(self, name) for name in kept}

@@ -34,11 +34,15 @@ class VariationalHyperAdam(LearnedOptimizer):
 
     Args:
         params: parameters, or groups with their own ``lr``, ``weight_decay``,
-            ``decoupled_weight_decay``, ``sample``, ``seed`` and ``maximize``.
+            ``decoupled_weight_decay``, ``sample``, ``seed`` and ``maximize``. Give a model that has
+            attention as ``model.named_parameters()``: by their names
+            (:mod:`hyperadam.rule.attention`) the projections of attention's inputs are known, for
+            which the learning rate is to be lower.
         lr: learning rate; None takes the one that comes with the weights. It is not
             on Adam's scale: a coordinate moves by many times ``lr`` a step (``docs/pytorch.md``).
             In layers with more inputs than the weights' ``fan_in_base`` it is multiplied by
-            ``sqrt(fan_in_base / inputs)``, for vectors by the weights' ``vector_scale``.
+            ``sqrt(fan_in_base / inputs)``, for vectors by the weights' ``vector_scale``, in
+            attention's projections by their ``attention_scale``.
         weights: a bundled name, a path to a weights file, or :class:`hyperadam.Weights`.
         weight_decay: coefficient of the L2 penalty.
         decoupled_weight_decay: decay the parameters directly, by ``lr * weight_decay``, as
@@ -57,7 +61,8 @@ class VariationalHyperAdam(LearnedOptimizer):
             ``"raise"`` raises.
         maximize: ascend in place of descend.
         shard_of: with ``ZeroRedundancyOptimizer``, which gives each process some of the
-            parameters: those of all processes, in the model's order (``docs/distributed.md``).
+            parameters: those of all processes, in the model's order, with their names where the
+            model has attention (``docs/distributed.md``).
             DTensors, as FSDP2 makes them, need nothing.
         process_group: those processes; None: all.
         calibrate: multiply ``lr`` from the 20th step on by 0.2 to 4, by what the gradients of the
@@ -77,7 +82,7 @@ class VariationalHyperAdam(LearnedOptimizer):
 
     Example:
         >>> model = torch.nn.Linear(4, 1)
-        >>> optimizer = VariationalHyperAdam(model.parameters())
+        >>> optimizer = VariationalHyperAdam(model.named_parameters())
         >>> model(torch.ones(4)).sum().backward()
         >>> optimizer.step()
         >>> optimizer.update_distribution(model.bias).mean.shape
@@ -100,7 +105,7 @@ class VariationalHyperAdam(LearnedOptimizer):
         state_dtype: StateDtype = "float32",
         nonfinite: Nonfinite = "skip",
         maximize: bool = False,
-        shard_of: Iterable[Tensor] | None = None,
+        shard_of: Iterable[Tensor] | Iterable[tuple[str, Tensor]] | None = None,
         process_group: ProcessGroup | None = None,
         calibrate: bool | None = None,
     ) -> None:

@@ -1,6 +1,7 @@
 """The learned update rules: pure functions of theta, state and gradient. Torch only."""
 
 from hyperadam.rule.ancestors import DMoptimizerRule, HyperAdamRule, RNNpropRule
+from hyperadam.rule.attention import attention_projections
 from hyperadam.rule.coherence import (
     calibrated_lr_scale,
     coherence_sums,
@@ -50,6 +51,7 @@ __all__ = [
     "Theta",
     "UpdateDistribution",
     "VariationalHyperAdamRule",
+    "attention_projections",
     "calibrated_lr_scale",
     "cat_states",
     "coherence_sums",

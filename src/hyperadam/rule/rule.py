@@ -119,8 +119,8 @@ class Explanation:
         return Explanation(**{name: function(value) for name, value in present.items()})
 
 
-BY_LAYER = ("fan_in_base", "row_mean_base", "vector_scale")
-"""Settings of a rule that scale its steps by a parameter's shape."""
+BY_LAYER = ("fan_in_base", "row_mean_base", "vector_scale", "attention_scale")
+"""Settings of a rule that scale its steps by what a parameter is in its network."""
 
 APART_FROM_THETA = (*BY_LAYER, "calibrated")
 """Settings that scale a rule's steps without theta's knowing: rules that differ in these alone can
@@ -146,6 +146,8 @@ class Rule(abc.ABC):
             they are more than r (:meth:`row_mean_scale`); None, as in the papers: it is not.
         vector_scale: what the learning rate of biases and other vectors is multiplied by
             (:meth:`lr_scale`); 1 in the papers.
+        attention_scale: what the learning rate of attention's query, key and value projections is
+            multiplied by (:meth:`lr_scale`); 1 in the papers.
         calibrated: scale the learning rate by the coherence of the first gradients
             (:mod:`hyperadam.rule.coherence`); not in the papers. For rules with fixed moments.
     """
@@ -157,13 +159,14 @@ class Rule(abc.ABC):
     fan_in_base: float | None = None
     row_mean_base: float | None = None
     vector_scale: float = 1.0
+    attention_scale: float = 1.0
     calibrated: bool = False
 
     def __post_init__(self) -> None:
         for name in BY_LAYER:
             self._normalise(name, float)
             value = getattr(self, name)
-            optional = name != "vector_scale"
+            optional = name in ("fan_in_base", "row_mean_base")
             good = (value is None and optional) or (value is not None and 0 < value < math.inf)
             self._require(good, f"{name} must be {'None or ' if optional else ''}a positive number")
         for name, most in (("channels", MAX_CHANNELS), ("state_layers", MAX_STATE_LAYERS)):
@@ -243,7 +246,7 @@ class Rule(abc.ABC):
         }
         return RuleState(step=torch.zeros((), dtype=torch.int64, device=device), **zeros)
 
-    def lr_scale(self, shape: Sequence[int]) -> float:
+    def lr_scale(self, shape: Sequence[int], *, attention: bool = False) -> float:
         """What the learning rate of a parameter of this shape is multiplied by.
 
         With ``fan_in_base`` f it is ``min(1, sqrt(f / fan_in))`` for two and more dimensions, of
@@ -251,10 +254,17 @@ class Rule(abc.ABC):
         initialised with (LeCun et al., "Efficient BackProp", 1998), so that one learning rate
         serves narrow layers and wide ones. Without, it is 1. For biases and other vectors, and for
         single numbers, it is ``vector_scale``.
+
+        Args:
+            shape: the parameter's.
+            attention: whether it is a projection of attention's inputs
+                (:func:`~hyperadam.rule.attention.attention_projections`): the learning rate of
+                their weights is multiplied by ``attention_scale`` too, not that of their biases.
         """
         if len(shape) < 2:
             return self.vector_scale
-        return _fan_in_scale(self.fan_in_base, shape)
+        scale = _fan_in_scale(self.fan_in_base, shape)
+        return scale * self.attention_scale if attention else scale
 
     def row_mean_scale(self, shape: Sequence[int]) -> float:
         """What the row means of a step of a parameter of this shape are multiplied by.

@@ -39,7 +39,7 @@ hyperadam.
 ```python
 from hyperadam.optim import {optimizer}
 
-optimizer = {optimizer}(model.parameters(), weights="{address}")
+optimizer = {optimizer}(model.named_parameters(), weights="{address}")
 ```
 
 ```bash

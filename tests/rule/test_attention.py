@@ -1,0 +1,55 @@
+import pytest
+import torch
+
+from hyperadam.rule import attention_projections
+
+FOUND = {
+    "torch": (["0.self_attn.in_proj_weight"], ["0.self_attn.out_proj.weight", "0.linear1.weight"]),
+    "torch, of other widths": (["m.q_proj_weight", "m.k_proj_weight", "m.v_proj_weight"], []),
+    "bert": (
+        ["attention.self.query.weight", "attention.self.key.weight", "attention.self.value.weight"],
+        ["attention.output.dense.weight", "intermediate.dense.weight"],
+    ),
+    "llama": (
+        ["attn.q_proj.weight", "attn.k_proj.weight", "attn.v_proj.weight"],
+        ["attn.o_proj.weight", "mlp.gate_proj.weight", "mlp.up_proj.weight"],
+    ),
+    "llama, as released": (["attention.wq.weight", "attention.wk.weight"], ["attention.wo.weight"]),
+    "gpt-2": (["h.0.attn.c_attn.weight"], ["h.0.attn.c_proj.weight", "h.0.mlp.c_fc.weight"]),
+    "neox": (["attention.query_key_value.weight"], ["attention.dense.weight"]),
+    "t5": (["SelfAttention.q.weight", "SelfAttention.k.weight"], ["SelfAttention.o.weight"]),
+    "distilbert": (["a.q_lin.weight", "a.k_lin.weight", "a.v_lin.weight"], ["a.out_lin.weight"]),
+    "timm": (["blocks.0.attn.qkv.weight"], ["blocks.0.attn.proj.weight"]),
+    "diffusers": (["attn1.to_q.weight", "attn1.to_k.weight"], ["attn1.to_out.0.weight"]),
+    "keys and values together": (["to_q.weight", "to_kv.weight"], ["to_out.weight"]),
+    "flash-attn": (["mixer.Wqkv.weight"], ["mixer.out_proj.weight"]),
+    "a critic's value": ([], ["value.weight", "policy.weight"]),
+    "a key without a query": ([], ["rwkv.key.weight", "rwkv.value.weight", "v.weight"]),
+    "a query and a key of two modules": ([], ["encoder.query.weight", "memory.key.weight"]),
+    "mamba": ([], ["mixer.in_proj.weight", "mixer.x_proj.weight"]),
+    "words that only end so": ([], ["block.weight", "task.weight", "network.weight", "quark"]),
+}
+
+
+@pytest.mark.parametrize("model", FOUND)
+def test_projections_are_told_by_their_names(model):
+    projections, others = FOUND[model]
+    assert attention_projections([*others, *projections]) == set(projections)
+    wrapped = [f"_orig_mod.module.{name}" for name in projections]
+    assert attention_projections(wrapped) == set(wrapped)
+
+
+@pytest.mark.parametrize("widths", [{}, {"kdim": 6, "vdim": 4}])
+def test_those_of_torchs_attention(widths):
+    attention = torch.nn.MultiheadAttention(8, 2, **widths)
+    shapes = {name: param.shape for name, param in attention.named_parameters()}
+    found = attention_projections(shapes)
+    assert sum(shapes[name].numel() for name in found) == 8 * (
+        8 + sum(widths.values()) if widths else 24
+    )
+    assert "out_proj.weight" not in found
+
+
+def test_there_may_be_no_names():
+    assert attention_projections([]) == frozenset()
+    assert attention_projections(["", ""]) == frozenset()
