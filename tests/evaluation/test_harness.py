@@ -8,6 +8,7 @@ import torch
 
 from hyperadam.baselines import make_baseline
 from hyperadam.evaluation import Tracer, train
+from hyperadam.optim.names import attention_parameters
 from hyperadam.tasks import ConvexTask, derive_seed, make_generator, make_task
 
 
@@ -34,6 +35,20 @@ def test_a_run_by_hand():
 
 def build(name, lr, seed=0):
     return lambda params: make_baseline(name).build(params, lr, seed)
+
+
+def test_optimizers_are_told_the_names():
+    """So that attention's projections get the learning rate that is theirs."""
+    task, made = make_task("unicode-names-transformer2x32-b16"), []
+
+    def factory(params):
+        made.append(build("adam-by-layer", 1e-3)(params))
+        return made[0]
+
+    train(task, factory, seed=0, steps=1, validate=False)
+    names = made[0].param_groups[0]["param_names"]
+    assert names == list(task.init_params(make_generator(0, "params")))
+    assert len(attention_parameters(made[0])) == 2
 
 
 def test_final_loss_is_the_mean_of_the_last_ten():

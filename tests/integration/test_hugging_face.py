@@ -7,7 +7,9 @@ import functools
 
 import pytest
 import torch
+import transformers
 from transformers import (
+    GPT2Config,
     GPT2LMHeadModel,
     Trainer,
     TrainingArguments,
@@ -15,6 +17,7 @@ from transformers import (
 )
 
 from hyperadam import VariationalHyperAdam
+from hyperadam.rule import attention_projections
 from integration.examples import are_equal, run_example, train_plainly, values
 
 STEPS = 12
@@ -101,3 +104,30 @@ def test_an_optimizer_that_the_trainer_makes(example, folder):
     assert all(param.dim() == 2 for param in decayed["params"])
     assert all(param.dim() == 1 for param in others["params"])
     assert {int(state["step"]) for state in optimizer.state_dict()["state"].values()} == {2}
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "count"),
+    [
+        ("Bert", {"num_attention_heads": 2, "intermediate_size": 8}, 6),
+        ("GPT2", {}, 2),
+        ("GPTNeoX", {"num_attention_heads": 2, "intermediate_size": 8}, 2),
+        ("Llama", {"num_attention_heads": 2, "intermediate_size": 8}, 6),
+        ("ViT", {"num_attention_heads": 2, "intermediate_size": 8}, 6),
+        ("T5", {"d_model": 8, "d_kv": 4, "num_heads": 2, "d_ff": 8}, 18),
+        ("RoFormer", {"num_attention_heads": 2, "intermediate_size": 8}, 6),
+        ("Mamba", {}, 0),
+        ("Rwkv", {"attention_hidden_size": 8}, 0),
+    ],
+)
+def test_names_of_its_models_tell_attentions_projections(kind, settings, count):
+    """Of two layers; what else a layer has is not taken for one."""
+    layers = {"num_layers": 2} if kind == "T5" else {"num_hidden_layers": 2, "hidden_size": 8}
+    config = getattr(transformers, f"{kind}Config")(**{**layers, **settings, "vocab_size": 16})
+    if kind == "GPT2":
+        config = GPT2Config(n_embd=8, n_head=2, n_layer=2, vocab_size=16)
+    with torch.device("meta"):
+        model = getattr(transformers, f"{kind}Model")(config)
+    matrices = {name for name, param in model.named_parameters() if param.dim() > 1}
+    found = attention_projections(name for name, _ in model.named_parameters()) & matrices
+    assert len(found) == count, sorted(found)

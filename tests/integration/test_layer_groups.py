@@ -26,9 +26,17 @@ def make_model():
 
 
 def named(groups, model):
-    """With the names of their parameters, as timm has them."""
+    """With parameters and their names apart, as timm has them."""
     names = {param: name for name, param in model.named_parameters()}
-    return [{**group, "param_names": [names[p] for p in group["params"]]} for group in groups]
+    found = []
+    for group in groups:
+        assert all(name == names[param] for name, param in group["params"])
+        apart = {
+            "params": [param for _, param in group["params"]],
+            "param_names": [name for name, _ in group["params"]],
+        }
+        found.append({**group, **apart})
+    return found
 
 
 def set_grads(model, step):

@@ -218,6 +218,20 @@ def test_names_tell_attentions_projections(named):
     assert_equal(scaled[1:], plain[1:])
 
 
+def test_a_query_and_its_key_may_be_in_two_groups():
+    def moves(weights):
+        params = make_params((4, 4), (4, 4), (4, 4))
+        start = values(params)
+        names = ("attn.q_proj.weight", "attn.k_proj.weight", "attn.o_proj.weight")
+        groups = [{"params": [pair]} for pair in zip(names, params, strict=True)]
+        train(make(groups, weights=weights), params, 1)
+        return [new - old for new, old in zip(values(params), start, strict=True)]
+
+    plain, scaled = moves(WEIGHTS), moves(attention_weights())
+    for number, scale in enumerate((0.1, 0.1, 1.0)):
+        torch.testing.assert_close(scaled[number], scale * plain[number], rtol=1e-3, atol=1e-6)
+
+
 def test_without_names_no_parameter_is_attentions():
     def nameless(pairs):
         return [param for _, param in pairs]
@@ -227,15 +241,17 @@ def test_without_names_no_parameter_is_attentions():
     assert_equal(attention_moves(list, WEIGHTS), plain)
 
 
-@pytest.mark.parametrize("through", ["state_dict", "nameless_state_dict", "deepcopy", "pickle"])
+@pytest.mark.parametrize(
+    "through",
+    ["state_dict", "nameless_state_dict", "into_a_nameless_optimizer", "deepcopy", "pickle"],
+)
 def test_attentions_projections_are_known_after_a_resume(through):
     weights = attention_weights()
 
     def begin(names=True):
         params = make_params((12, 4), (12,), (4, 4))
-        return params, make(
-            list(zip(NAMES, params, strict=True)) if names else params, weights=weights
-        )
+        pairs = list(zip(NAMES, params, strict=True))
+        return params, make(pairs if names else params, weights=weights)
 
     params, optimizer = begin()
     train(optimizer, params, 4)
@@ -251,7 +267,7 @@ def test_attentions_projections_are_known_after_a_resume(through):
             resumed = torch.load(buffer, weights_only=False)
         again = resumed.param_groups[0]["params"]
     else:
-        again, resumed = begin()
+        again, resumed = begin(names=through != "into_a_nameless_optimizer")
         with torch.no_grad():
             for new, old in zip(again, first, strict=True):
                 new.copy_(old)

@@ -797,6 +797,11 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 f"construct it with the same weights",
             )
             self._check_hyperparameters({**self.defaults, **group})
+            names = group.get("param_names", group["params"])
+            require(
+                isinstance(names, list) and len(names) == len(group["params"]),
+                "a group's param_names are no list of a name for each parameter",
+            )
         keys = [key for group in groups for key in group["params"]]
         require(set(states) <= set(keys), "it has state of parameters that are in no group")
         params = [param for group in self.param_groups for param in group["params"]]

@@ -11,7 +11,14 @@ from hyperadam.rule import attention_projections
 
 
 def named(params: Iterable[Tensor | tuple[str, Tensor]]) -> list[tuple[str, Tensor]]:
-    """Parameters with their names, empty ones where there are none."""
+    """Parameters with their names, empty ones where there are none.
+
+    Args:
+        params: with or without names.
+
+    Returns:
+        Pairs of names and parameters.
+    """
     return [param if isinstance(param, tuple) else ("", param) for param in params]
 
 
@@ -23,6 +30,9 @@ def attention_parameters(
     Args:
         optimizer: its groups have ``param_names`` where it was made of ``named_parameters()``.
         others: parameters with names that its groups don't have.
+
+    Returns:
+        Of the groups and of the others.
     """
     pairs = [*others]
     for group in optimizer.param_groups:
