@@ -33,7 +33,7 @@ _BROAD_RULE = VariationalHyperAdamRule(
     fan_in_base=16.0,
     row_mean_base=1.0,
     vector_scale=0.3,
-    attention_scale=0.1,
+    attention_scale=0.2,
     moment_decays=(0.5, 0.9, 0.99, 0.999),
 )
 

@@ -38,7 +38,7 @@ class AdamByLayer(torch.optim.Adam):
         fan_in_base: float | None = 16.0,
         row_mean_base: float | None = 1.0,
         vector_scale: float = 0.3,
-        attention_scale: float = 0.1,
+        attention_scale: float = 0.2,
     ) -> None:
         super().__init__(params, lr=lr)
         self.rule = VariationalHyperAdamRule(
