@@ -48,7 +48,7 @@ def test_optimizers_are_told_the_names():
     train(task, factory, seed=0, steps=1, validate=False)
     names = made[0].param_groups[0]["param_names"]
     assert names == list(task.init_params(make_generator(0, "params")))
-    assert len(attention_parameters(made[0])) == 2
+    assert len(attention_parameters(made[0])) == 4
 
 
 def test_final_loss_is_the_mean_of_the_last_ten():

@@ -25,7 +25,7 @@ def named(params: Iterable[Tensor | tuple[str, Tensor]]) -> list[tuple[str, Tens
 def attention_parameters(
     optimizer: torch.optim.Optimizer, others: Iterable[tuple[str, Tensor]] = ()
 ) -> set[Tensor]:
-    """Projections of attention's inputs, among an optimizer's parameters that have names.
+    """Attention's projections, among an optimizer's parameters that have names.
 
     Args:
         optimizer: its groups have ``param_names`` where it was made of ``named_parameters()``.

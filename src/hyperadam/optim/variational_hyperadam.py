@@ -36,8 +36,8 @@ class VariationalHyperAdam(LearnedOptimizer):
         params: parameters, or groups with their own ``lr``, ``weight_decay``,
             ``decoupled_weight_decay``, ``sample``, ``seed`` and ``maximize``. Give a model that has
             attention as ``model.named_parameters()``: by their names
-            (:mod:`hyperadam.rule.attention`) the projections of attention's inputs are known, for
-            which the learning rate is to be lower.
+            (:mod:`hyperadam.rule.attention`) its projections are known, for which the learning
+            rate is to be lower.
         lr: learning rate; None takes the one that comes with the weights. It is not
             on Adam's scale: a coordinate moves by many times ``lr`` a step (``docs/pytorch.md``).
             In layers with more inputs than the weights' ``fan_in_base`` it is multiplied by

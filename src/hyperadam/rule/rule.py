@@ -146,8 +146,8 @@ class Rule(abc.ABC):
             they are more than r (:meth:`row_mean_scale`); None, as in the papers: it is not.
         vector_scale: what the learning rate of biases and other vectors is multiplied by
             (:meth:`lr_scale`); 1 in the papers.
-        attention_scale: what the learning rate of attention's query, key and value projections is
-            multiplied by (:meth:`lr_scale`); 1 in the papers.
+        attention_scale: what the learning rate of attention's matrices is multiplied by
+            (:meth:`lr_scale`); 1 in the papers.
         calibrated: scale the learning rate by the coherence of the first gradients
             (:mod:`hyperadam.rule.coherence`); not in the papers. For rules with fixed moments.
     """
@@ -257,7 +257,7 @@ class Rule(abc.ABC):
 
         Args:
             shape: the parameter's.
-            attention: whether it is a projection of attention's inputs
+            attention: whether it is one of attention's projections, of its inputs or outputs
                 (:func:`~hyperadam.rule.attention.attention_projections`): the learning rate of
                 their weights is multiplied by ``attention_scale`` too, not that of their biases.
         """
