@@ -76,8 +76,8 @@ def test_every_task_trains_under_every_optimizer(task_name, name, request):
     initial = []
 
     def factory(params):
-        initial.extend(param.detach().clone() for param in params)
-        made.extend(params)
+        initial.extend(param.detach().clone() for _, param in params)
+        made.extend(param for _, param in params)
         return baseline.build(params, baseline.default_lr, 0)
 
     made = []
