@@ -229,17 +229,24 @@ def test_a_learning_rate_that_falls_reaches_the_inner_run():
     assert 0.5 < float(moved[0] / moved[1]) < 0.97
 
 
+def first_moves(*configs):
+    """How each configuration's first meta-step, of one inner step, moves the inner parameters."""
+    moves = []
+    for config in configs:
+        trainer = MetaTrainer(config)
+        start = trainer.in_flight[0].carry.params_BN.clone()
+        trainer.meta_step()
+        moves.append(trainer.in_flight[0].carry.params_BN - start)
+    return moves
+
+
 def test_the_fan_in_reaches_the_inner_run():
     """Of ``digits-mlp1-sigmoid``'s two weights one has 64 inputs, the other 20."""
     config = SMOKE.with_overrides(
         ["unroll_length=1", "random_scaling=0", "convex_dim=0", "rule.var_block=false"]
     )
     scales = config.with_overrides(["rule.fan_in_base=16", "rule.vector_scale=0.3"])
-    scaled, plain = MetaTrainer(scales), MetaTrainer(config)
-    start = plain.in_flight[0].carry.params_BN.clone()
-    for trainer in (scaled, plain):
-        trainer.meta_step()
-    steps = [trainer.in_flight[0].carry.params_BN - start for trainer in (scaled, plain)]
+    steps = first_moves(scales, config)
     sizes = [20 * 64, 20, 10 * 20, 10]
     for own, whole, factor in zip(
         steps[0].split(sizes, 1), steps[1].split(sizes, 1), (0.5, 0.3, 0.8**0.5, 0.3), strict=True
@@ -252,15 +259,10 @@ def test_attentions_scale_reaches_the_inner_run():
     config = SMOKE.with_overrides(
         ["task=unicode-names-transformer2x32-b16", "unroll_length=1", "rule.var_block=false"]
     )
-    scaled = MetaTrainer(config.with_overrides(["rule.attention_scale=0.25"]))
-    plain = MetaTrainer(config)
-    start = plain.in_flight[0].carry.params_BN.clone()
-    for trainer in (scaled, plain):
-        trainer.meta_step()
-    steps = [trainer.in_flight[0].carry.params_BN - start for trainer in (scaled, plain)]
+    steps = first_moves(config.with_overrides(["rule.attention_scale=0.25"]), config)
     init = make_task(config.task).init_params(make_generator(0, "params"))
     sizes = [value.numel() for value in init.values()]
-    sizes.append(start.numel() - sum(sizes))
+    sizes.append(steps[0].numel() - sum(sizes))
     assert sizes[-1] > 0
     for name, own, whole in zip(
         [*init, "the convex task's"],
@@ -279,12 +281,7 @@ def test_row_means_are_scaled_in_the_inner_run_too(runs):
     config = SMOKE.with_overrides(
         ["unroll_length=1", "random_scaling=0", "convex_dim=0", "rule.var_block=false"]
     ).with_overrides([f"tasks_per_step={runs}"])
-    scaled = MetaTrainer(config.with_overrides(["rule.row_mean_base=4"]))
-    plain = MetaTrainer(config)
-    start = plain.in_flight[0].carry.params_BN.clone()
-    for trainer in (scaled, plain):
-        trainer.meta_step()
-    steps = [trainer.in_flight[0].carry.params_BN - start for trainer in (scaled, plain)]
+    steps = first_moves(config.with_overrides(["rule.row_mean_base=4"]), config)
     sizes = [20 * 64, 20, 10 * 20, 10]
     for own, whole, factor, inputs in zip(
         steps[0].split(sizes, 1),
