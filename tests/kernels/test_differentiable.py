@@ -80,6 +80,28 @@ def test_one_task_has_the_bits_of_the_rules_own_step(rule):
         assert torch.equal(carry.tensors()[name], value if name == "step" else value.unsqueeze(0))
 
 
+def test_the_kernel_narrows_the_variance_as_the_rule_does():
+    rule = VariationalHyperAdamRule(channels=4, moment_decays=(0.99, 0.9), variance_base=0.03)
+    scale = torch.tensor([0.0, 1e-3, 0.1, 0.1, 1.0, 1.0, 30.0], dtype=F64)
+    grads = scale * torch.randn(2, STEPS, 2, N, dtype=F64)
+    found = {}
+    for backend in ("reference", "cpu"):
+        program = differentiable_rule(rule, backend)
+        theta, state, updates = theta_with_grad(rule, F64), None, []
+        for own in grads:  # the second unroll goes on with the state of the first
+            own_updates, unrolled = unroll(program, theta, own, state)
+            updates += own_updates
+            state = unrolled.carry()
+        log_var_TBN = torch.stack([update.log_var_N for update in updates])
+        torch.stack(
+            [rule.kl(update) + update.mean_N.sum(-1) for update in updates]
+        ).sum().backward()
+        found[backend] = [log_var_TBN.detach(), *(value.grad for value in theta.values())]
+    torch.testing.assert_close(found["cpu"], found["reference"])
+    log_var_TBN = found["reference"][0]
+    assert bool((log_var_TBN[..., 0] > log_var_TBN[..., -1] + 3).all())
+
+
 def test_tasks_are_independent(rule, differentiable):
     theta = theta_with_grad(rule, F64)
     grads = torch.randn(STEPS, 2, N, dtype=F64)

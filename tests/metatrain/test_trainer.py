@@ -321,6 +321,36 @@ def test_weights_to_begin_with_may_scale_steps_otherwise(tmp_path):
     assert all(torch.equal(theta[name], value) for name, value in weights.theta.items())
 
 
+@pytest.mark.parametrize("perturbations", [0, 2])
+def test_a_part_of_theta_may_be_trained(perturbations):
+    """The rest stays as it was, also where its own gradient would be decayed or perturbed."""
+    config = SMOKE.with_overrides(
+        ["meta_parameters=linear_var1.*,lstm?.bias", f"perturbations={perturbations}"]
+    )
+    trained = {"lstm1.bias", "linear_var1.weight", "linear_var1.bias"}
+    assert set(config.trained_parameters) == trained
+    whole, first = MetaTrainer(config), MetaTrainer(config)
+    before = theta_of(first)
+    if perturbations:
+        runs = first.in_flight[0]
+        for copy in runs.perturbations.thetas(first.theta):
+            same = {name for name, value in copy.items() if torch.equal(value, before[name])}
+            assert same == set(before) - trained
+    first.meta_step()
+    second = MetaTrainer(config)
+    second.load_state(first.state())
+    while not whole.finished:
+        whole.meta_step()
+    while not second.finished:
+        second.meta_step()
+    assert_same(theta_of(whole), theta_of(second))
+    moved = {
+        name for name, value in theta_of(second).items() if not torch.equal(value, before[name])
+    }
+    assert moved == trained
+    assert {record.grad_norm > 0 for record in second.history} == {True}
+
+
 def test_the_meta_loss_may_be_of_the_batch_to_come(monkeypatch):
     """Also behind an unroll's last step, where it is the first of the next unroll."""
     seen, weights = [], []

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 
 import pytest
 import torch
 
+from hyperadam.weights import load_weights
 from parallel import jobs
 
 F32, F64 = torch.float32, torch.float64
@@ -164,6 +166,24 @@ def test_nothing_to_train(pools):
 def test_fsdp1_is_refused(pools, use_orig_params):
     for message in pools[2].run(jobs.fsdp1, use_orig_params):
         assert "use fully_shard (FSDP2)" in message
+
+
+def test_the_variance_is_narrowed_by_the_mean_over_all_shards(pools):
+    lite = load_weights("lite")
+    rule = dataclasses.replace(lite.rule, variance_base=0.03)
+    settings = {"weights": dataclasses.replace(lite, rule=rule)}
+    expected = jobs.alone(STEPS, **settings)
+    with pytest.raises(AssertionError):  # it does something here
+        assert_close(expected, jobs.alone(STEPS, weights="lite"))
+    for backend in ("auto", "reference"):
+        for found in pools[4].run(jobs.fsdp, STEPS, 1, F64, settings | {"backend": backend}):
+            assert_close(found["params"], expected)
+            assert found["reductions"] == 3
+    for params, _ in pools[2].run(jobs.zero, STEPS, settings):
+        assert_close(params, expected)
+    small = jobs.alone(STEPS, make=jobs.make_small_model, **settings)
+    for params, _ in pools[4].run(jobs.zero, STEPS, settings, jobs.make_small_model):
+        assert_close(params, small)
 
 
 CALIBRATED = {"calibrate": True}

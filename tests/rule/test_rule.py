@@ -30,6 +30,7 @@ OPTIONS = {
     "rms": VariationalHyperAdamRule(channels=3, column_norm="rms"),
     "bound": VariationalHyperAdamRule(channels=3, candidate_bound=0.5),
     "decays": VariationalHyperAdamRule(channels=3, moment_decays=(0.5, 0.9, 0.99)),
+    "variance base": VariationalHyperAdamRule(channels=3, variance_base=0.03),
     "no variance": VariationalHyperAdamRule(channels=3, var_block=False),
     "no lstm": VariationalHyperAdamRule(channels=3, lstm=False),
     "no preprocessing": VariationalHyperAdamRule(channels=3, state_layers=2, preprocessing=False),
@@ -74,6 +75,7 @@ def test_the_papers_values_are_the_defaults():
         "preprocessing": True,
         "moment_decays": (0.95,),
         "var_block": True,
+        "variance_base": None,
         "kl_prior_mean": "none",
         "kl_prior_scale": 1.0,
     }
@@ -386,6 +388,30 @@ def test_the_learning_rate_of_attentions_projections(shape, scale):
     assert VariationalHyperAdamRule().lr_scale(shape, attention=True) == 1.0
 
 
+def test_the_variance_is_narrower_where_the_gradient_is_large():
+    base = 0.2
+    plain = VariationalHyperAdamRule(channels=3, moment_decays=(0.5, 0.9, 0.8))
+    narrow = dataclasses.replace(plain, variance_base=base)
+    theta = random_theta(plain, F64)
+    grads = torch.tensor([0.0, 0.1, 1.0, 3.0], dtype=F64) * torch.randn(4, 4, dtype=F64)
+    of_plain, of_narrow = (run(rule, theta, grads)[0] for rule in (plain, narrow))
+    ages = torch.arange(3, -1, -1, dtype=F64)
+    moment_N = (0.9 ** ages.unsqueeze(1) * grads.square()).sum(0) / (0.9**ages).sum()
+    factor_N = 1 + moment_N / moment_N.mean() / base
+    variance_N = of_plain.log_var_N.exp() / factor_N
+    torch.testing.assert_close(of_narrow.log_var_N.exp(), variance_N)
+    assert torch.equal(of_narrow.mean_N, of_plain.mean_N)
+    assert float(factor_N[0]) == 1
+
+
+def test_without_gradients_no_variance_is_narrower():
+    rule = VariationalHyperAdamRule(channels=3, variance_base=0.03)
+    theta = random_theta(rule)
+    update, _ = run(rule, theta, torch.zeros(2, 5))
+    plain, _ = run(dataclasses.replace(rule, variance_base=None), theta, torch.zeros(2, 5))
+    assert torch.equal(update.log_var_N, plain.log_var_N)
+
+
 def test_sample():
     update = UpdateDistribution(torch.tensor([1.0, 2.0]), torch.tensor([0.0, math.log(4.0)]))
     torch.testing.assert_close(update.sample(torch.tensor([1.0, -1.0])), torch.tensor([2.0, 0.0]))
@@ -413,6 +439,9 @@ def test_sample():
         (VariationalHyperAdamRule, {"moment_decays": (1.0,)}, "moment_decays"),
         (VariationalHyperAdamRule, {"kl_prior_mean": "zero"}, "kl_prior_mean"),
         (VariationalHyperAdamRule, {"kl_prior_scale": 0.0}, "kl_prior_scale"),
+        (VariationalHyperAdamRule, {"variance_base": 0.0}, "variance_base"),
+        (VariationalHyperAdamRule, {"variance_base": math.inf}, "variance_base"),
+        (VariationalHyperAdamRule, {"variance_base": 1, "var_block": False}, "with var_block"),
         (VariationalHyperAdamRule, {"lstm": 0}, "lstm must be True or False"),
         (VariationalHyperAdamRule, {"lstm": False, "preprocessing": False}, "both be False"),
         (VariationalHyperAdamRule, {"lstm": False, "state_layers": 2}, "state_layers"),

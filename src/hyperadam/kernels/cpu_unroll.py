@@ -22,6 +22,7 @@ from hyperadam.kernels.tiled import Lanes
 from hyperadam.kernels.tiles import TILE, Part, TileLayout, lay_out
 from hyperadam.rule import RuleState, Theta, UpdateDistribution, VariationalHyperAdamRule
 from hyperadam.rule.features import MOMENT_EPSILON
+from hyperadam.rule.var_block import narrowing
 
 
 def states_to_keep(length: int) -> set[int]:
@@ -329,12 +330,27 @@ class _CpuUnroll(RuleUnroll):
         )
         return UpdateDistribution(
             mean_N=self._coordinates(mean),
-            log_var_N=None if log_var is None else self._coordinates(log_var),
+            log_var_N=None if log_var is None else self._narrowed(self._coordinates(log_var)),
             prior_mean_N=self._direction() if self.rule.kl_prior_mean != "none" else None,
         )
 
     def _coordinates(self, lanes: Tensor) -> Tensor:
         return lanes.view(self.num_tasks, -1)[:, : self.count]
+
+    def _narrowed(self, log_var_BN: Tensor) -> Tensor:
+        """The log-variance without what large gradients take from it."""
+        if (base := self.rule.variance_base) is None:
+            return log_var_BN
+        row = self.before.layout.rows["exp_avg_sq_NK"].start + self.rule.longest_memory
+        tiles_BTRx = self.tiles.detach().view(self.num_tasks, -1, *self.tiles.shape[1:])
+        moment_BN = tiles_BTRx[:, :, row].flatten(1)[:, : self.count]
+        square_BN = moment_BN * float(self.rule.moment_correction(self._taken()))
+        mean_B = square_BN.mean(1, dtype=torch.float64).to(square_BN.dtype)
+        return log_var_BN - narrowing(square_BN, mean_B.unsqueeze(1), base)
+
+    def _taken(self) -> Tensor:
+        """Steps taken so far, of shape ()."""
+        return torch.tensor(self.before.taken + len(self.tape.grads))
 
     def _direction(self) -> Tensor:
         """That of the first fixed moment, of shape (B, N)."""
@@ -344,8 +360,7 @@ class _CpuUnroll(RuleUnroll):
         return state.exp_avg_NK[..., 0] / correction / scale_BN
 
     def _after(self, tiles: Tensor) -> _TiledCarry:
-        taken = self.before.taken + len(self.tape.grads)
-        return dataclasses.replace(self.before, taken=taken, tiles=tiles)
+        return dataclasses.replace(self.before, taken=int(self._taken()), tiles=tiles)
 
     def carry(self) -> Carry:
         return self._after(self.tape.hand_out() if self.tape.grads else self.tiles)

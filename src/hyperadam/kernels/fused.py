@@ -2,7 +2,9 @@
 
 Coordinates meet only in column norms, so a step is three passes over the state with sums between
 them: features; state cell; Adam, weight and var cells with the sample. The sums of squares of h
-and m, which the next step needs first, are gathered by the passes that write them.
+and m, which the next step needs first, are gathered by the passes that write them. What
+``variance_base`` does to the variance is PyTorch's work behind the last pass: it reads one row of
+the state.
 """
 
 from __future__ import annotations
@@ -15,9 +17,10 @@ import torch
 from torch import Tensor
 
 from hyperadam.kernels.tiled import FlaggedReduce, Lanes, TiledRule, TiledState
-from hyperadam.kernels.tiles import Part
+from hyperadam.kernels.tiles import Part, TileLayout
 from hyperadam.rule import Reduce, Rule, VariationalHyperAdamRule
 from hyperadam.rule.normalize import EPSILON
+from hyperadam.rule.var_block import mean_over_shards, narrowing
 
 MAX_CHANNELS = 32
 MAX_DECAYS = 8
@@ -139,6 +142,7 @@ class FusedTiledRule(TiledRule):
         if parts != self._parts:
             self._plan = self.passes.plan(parts)
             self._counts_S = segment_counts(parts, device)
+            self._segments_P = torch.tensor([part.segment for part in parts], device=device)
             self._parts = parts
 
     def step(
@@ -177,4 +181,33 @@ class FusedTiledRule(TiledRule):
         # finite, which is not known here on a GPU, the old sums stay.
         old_h_SH.copy_(torch.where(finite, h_SH, old_h_SH))
         old_m_SH.copy_(torch.where(finite, m_SH, old_m_SH))
+        if passes.rule.variance_base is not None:
+            self._narrow(passes.rule.variance_base, tiles, steps_P, lanes, flagged)
         return finite
+
+    def _narrow(
+        self, base: float, tiles: Tensor, steps_P: Tensor, lanes: Lanes, reduce: Reduce | None
+    ) -> None:
+        """Take from the variance what large gradients take from it, and from the samples too."""
+        assert lanes.log_var is not None
+        rule, dtype, parts = self.passes.rule, lanes.grad.dtype, self._parts
+        row = TileLayout.of(rule).rows["exp_avg_sq_NK"].start + rule.longest_memory
+        moments = [tiles[part.tiles, row].flatten()[: part.count].to(dtype) for part in parts]
+        corrections_P = rule.moment_correction(steps_P).to(dtype)
+        squares = torch._foreach_mul(moments, list(corrections_P.unbind()))
+        totals_P = torch.stack([square_N.sum(dtype=torch.float64) for square_N in squares])
+        total_S = torch.zeros_like(self._counts_S).index_add_(0, self._segments_P, totals_P)
+        mean_S = mean_over_shards(total_S, self._counts_S, reduce).to(dtype)
+        means = mean_S[self._segments_P].unbind()
+        taken = [
+            narrowing(square_N, mean, base) for square_N, mean in zip(squares, means, strict=True)
+        ]
+        torch._foreach_sub_([lanes.log_var[part.lanes] for part in parts], taken)
+        if lanes.direction is None:
+            return
+        centres = [lanes.mean[part.lanes] for part in parts]
+        directions = [lanes.direction[part.lanes] for part in parts]
+        torch._foreach_sub_(directions, centres)
+        torch._foreach_mul_(taken, -0.5)
+        torch._foreach_mul_(directions, torch._foreach_exp(taken))
+        torch._foreach_add_(directions, centres)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 import functools
 import json
 import math
@@ -47,9 +48,12 @@ class MetaTrainConfig:
         convex_scaling: the spread of the convex term's own scales.
         rule: the update rule to meta-train.
         init: weights to begin with, as :func:`hyperadam.load_weights` takes them, of the same rule
-            but for what scales its steps (``fan_in_base``, ``row_mean_base``, ``vector_scale``,
-            ``attention_scale``, ``calibrated``); null: random ones, as in the papers. As a
-            ``--set`` it takes their ``lr``, channels and moments too.
+            but for what scales its steps or their variance (``fan_in_base``, ``row_mean_base``,
+            ``vector_scale``, ``attention_scale``, ``calibrated``, ``variance_base``,
+            ``kl_prior_scale``); null: random ones, as in the papers. As a ``--set`` it takes their
+            ``lr``, channels and moments too.
+        meta_parameters: what of theta is trained, by names and patterns with commas between; the
+            rest stays what ``init`` has.
         unroll_length: inner steps that are backpropagated through; at least 20 where the rule is
             calibrated.
         trajectory_length: inner steps of an inner run; a multiple of ``unroll_length``.
@@ -97,6 +101,7 @@ class MetaTrainConfig:
     convex_scaling: float = 1.0
     rule: Rule = dataclasses.field(default_factory=VariationalHyperAdamRule)
     init: str | None = None
+    meta_parameters: str = "*"
     unroll_length: int = 20
     trajectory_length: int = 100
     min_trajectory_length: int | None = None
@@ -137,6 +142,10 @@ class MetaTrainConfig:
                 good,
                 f"a multiple of unroll_length, {self.unroll_length}, up to trajectory_length",
             )
+        parts = self.rule.theta_shapes()
+        for pattern in self.meta_parameters.split(","):
+            if not fnmatch.filter(parts, pattern):
+                raise ConfigError(unknown_name("meta-parameter", pattern, parts))
         if self.rule.calibrated:
             self._require(
                 "unroll_length",
@@ -191,6 +200,13 @@ class MetaTrainConfig:
         """The inner task of the runs that a meta-step begins with this one."""
         names = self.task_names
         return names[derive_seed(self.seed, "task of run", run) % len(names)]
+
+    @property
+    def trained_parameters(self) -> list[str]:
+        """The names of the meta-parameters that are trained."""
+        patterns = self.meta_parameters.split(",")
+        names = self.rule.theta_shapes()
+        return [name for name in names if any(fnmatch.fnmatch(name, own) for own in patterns)]
 
     @property
     def schedules(self) -> list[str]:

@@ -28,7 +28,7 @@ class Perturbations:
     """The perturbations of B inner runs: standard normal numbers, a function of the runs' seeds.
 
     Args:
-        theta: what is perturbed.
+        theta: what is perturbed: all of theta, or the part that is trained.
         run_seeds: B of them.
         pairs: P.
         scale: the standard deviation of what is added to theta.
@@ -47,10 +47,13 @@ class Perturbations:
         }
 
     def thetas(self, theta: Theta) -> list[dict[str, Tensor]]:
-        """Theta as each of the C copies has it."""
-        steps = {name: self.scale * self._epsilons[name].to(value) for name, value in theta.items()}
+        """All of theta as each of the C copies has it."""
+        steps = {
+            name: self.scale * epsilon_PX.to(theta[name])
+            for name, epsilon_PX in self._epsilons.items()
+        }
         return [
-            {name: value + sign * steps[name][pair] for name, value in theta.items()}
+            {**theta, **{name: theta[name] + sign * step[pair] for name, step in steps.items()}}
             for pair in range(len(next(iter(steps.values()))))
             for sign in (1, -1)
         ]
@@ -64,8 +67,8 @@ class Perturbations:
         slopes = (plus - minus) / (2 * self.scale * len(plus))
         along = torch.stack(
             [
-                (torch.tensordot(slopes, self._epsilons[name].to(value), dims=1) * value).sum()
-                for name, value in theta.items()
+                (torch.tensordot(slopes, epsilon_PX.to(slopes), dims=1) * theta[name]).sum()
+                for name, epsilon_PX in self._epsilons.items()
             ]
         ).sum()
         return loss_C.mean() + along - along.detach()

@@ -78,7 +78,8 @@ class InnerRuns:
         self.perturbations: Perturbations | None = None
         if (pairs := config.perturbations) > 0:
             scale = config.perturbation_scale
-            self.perturbations = Perturbations(theta, self._seeds, pairs, scale)
+            trained = {name: theta[name] for name in config.trained_parameters}
+            self.perturbations = Perturbations(trained, self._seeds, pairs, scale)
             self.rule = PerturbedRule(rule, self.perturbations)
             self.copies = self.perturbations.copies
         params_BN = self.group.initial_BN.repeat_interleave(self.copies, dim=0)

@@ -60,8 +60,9 @@ def _initial_theta(config: MetaTrainConfig) -> dict[str, Tensor]:
     if config.init is None:
         return config.rule.init_theta(make_generator(config.seed, "theta"))
     weights = load_weights(config.init)
-    scales = {name: getattr(config.rule, name) for name in APART_FROM_THETA}
-    rule = dataclasses.replace(weights.rule, **scales)
+    ours, theirs = config.rule, weights.rule
+    apart = [name for name in APART_FROM_THETA if hasattr(ours, name) and hasattr(theirs, name)]
+    rule = dataclasses.replace(theirs, **{name: getattr(ours, name) for name in apart})
     if rule != config.rule:
         begun, asked = rule.to_dict(), config.rule.to_dict()
         differing = [name for name in begun | asked if begun.get(name) != asked.get(name)]
@@ -111,6 +112,8 @@ class MetaTrainer:
         self.rule = differentiable_rule(config.rule, config.backend, self.device)
         theta = _initial_theta(config)
         self.theta = {name: value.to(self.device).requires_grad_() for name, value in theta.items()}
+        trained = config.trained_parameters
+        self._frozen = [value for name, value in self.theta.items() if name not in trained]
         self.meta_optimizer = torch.optim.Adam(
             self.theta.values(), lr=config.meta_lr, weight_decay=config.meta_weight_decay
         )
@@ -141,6 +144,8 @@ class MetaTrainer:
         result = runs.unroll(self.theta)
         self.meta_optimizer.zero_grad()
         result.meta_loss.backward()
+        for value in self._frozen:  # what has no gradient, the meta-optimizer leaves alone
+            value.grad = None
         meta_loss, inner_loss, kl = self._mean_over_ranks(
             result.meta_loss.detach(), result.loss_TB.mean(), result.kl_TB.mean()
         )

@@ -1,4 +1,5 @@
-"""The only place where coordinates meet, and the home of its epsilon."""
+"""Where coordinates meet, and the home of its epsilon; but for the option ``variance_base``
+(:mod:`hyperadam.rule.var_block`)."""
 
 from __future__ import annotations
 

@@ -22,7 +22,13 @@ from hyperadam.rule.adam_cell import adam_cell, decay_rates
 from hyperadam.rule.features import fixed_moments, preprocess
 from hyperadam.rule.normalize import ColumnNorm, Reduce
 from hyperadam.rule.state_cell import state_cell
-from hyperadam.rule.var_block import kl_divergence, sample_update, var_block
+from hyperadam.rule.var_block import (
+    kl_divergence,
+    mean_over_shards,
+    narrowing,
+    sample_update,
+    var_block,
+)
 from hyperadam.rule.weight_cell import weight_cell
 
 Theta = Mapping[str, Tensor]
@@ -122,9 +128,9 @@ class Explanation:
 BY_LAYER = ("fan_in_base", "row_mean_base", "vector_scale", "attention_scale")
 """Settings of a rule that scale its steps by what a parameter is in its network."""
 
-APART_FROM_THETA = (*BY_LAYER, "calibrated")
-"""Settings that scale a rule's steps without theta's knowing: rules that differ in these alone can
-have the same theta."""
+APART_FROM_THETA = (*BY_LAYER, "calibrated", "variance_base", "kl_prior_scale")
+"""Settings that scale a rule's steps or their variance without theta's knowing: rules that differ
+in these alone can have the same theta."""
 
 SIZES = ("channels", "moment_decays")
 """Settings that say how large theta is, while its parts and what they do stay the same: in these
@@ -411,8 +417,15 @@ class AdamCandidatesRule(Rule):
     def _distribution(self, explanation: Explanation, features_NF: Tensor) -> UpdateDistribution:
         """The distribution of the update."""
 
-    def _log_var(self, theta: Theta, h_NH: Tensor) -> Tensor | None:
-        """``log_var_N`` of h; None for a deterministic rule."""
+    def _log_var(
+        self,
+        theta: Theta,
+        h_NH: Tensor,
+        moments: Mapping[str, Tensor],
+        step: Tensor,
+        reduce: Reduce | None,
+    ) -> Tensor | None:
+        """``log_var_N`` of the new h and fixed moments; None for a deterministic rule."""
         return None
 
     def theta_shapes(self) -> Shapes:
@@ -452,16 +465,17 @@ class AdamCandidatesRule(Rule):
         self, theta: Theta, state: RuleState, grad_N: Tensor, reduce: Reduce | None = None
     ) -> tuple[UpdateDistribution, RuleState]:
         features_NF, moments = self._features(state, grad_N, reduce)
-        explanation, state = self._step_from_features(theta, state, grad_N, features_NF, reduce)
-        state = dataclasses.replace(state, **moments)
+        explanation, state = self._step_from_features(
+            theta, state, grad_N, features_NF, moments, reduce
+        )
         return self._distribution(explanation, features_NF), state
 
     def explain(
         self, theta: Theta, state: RuleState, grad_N: Tensor, reduce: Reduce | None = None
     ) -> Explanation:
         """What is inside the step that :meth:`step` would make of the same arguments."""
-        features_NF, _ = self._features(state, grad_N, reduce)
-        return self._step_from_features(theta, state, grad_N, features_NF, reduce)[0]
+        features_NF, moments = self._features(state, grad_N, reduce)
+        return self._step_from_features(theta, state, grad_N, features_NF, moments, reduce)[0]
 
     def _step_from_features(
         self,
@@ -469,9 +483,10 @@ class AdamCandidatesRule(Rule):
         state: RuleState,
         grad_N: Tensor,
         features_NF: Tensor,
+        moments: dict[str, Tensor],
         reduce: Reduce | None,
     ) -> tuple[Explanation, RuleState]:
-        """Features to the inside of the step and the new state, without new fixed moments."""
+        """Features and what they were made from to the inside of the step and the new state."""
         x_NC = features_NF
         if self.preprocessing:
             x_NC = preprocess(x_NC, theta["pre_linear.weight"], theta["pre_linear.bias"])
@@ -513,11 +528,12 @@ class AdamCandidatesRule(Rule):
             rho_NH,
             a_NH,
             mean_N=(rho_NH * a_NH).sum(dim=-1),
-            log_var_N=self._log_var(theta, h_NH),
+            log_var_N=self._log_var(theta, h_NH, moments, state.step + 1, reduce),
         )
         new_state = dataclasses.replace(
             state,
             step=state.step + 1,
+            **moments,
             m_NH=m_NH,
             v_NH=v_NH,
             m_corr_NH=m_corr_NH,
@@ -539,6 +555,9 @@ class VariationalHyperAdamRule(AdamCandidatesRule):
     Attributes:
         moment_decays: decay rates of the fixed moments; each adds two features.
         var_block: predict the update's variance; without it the rule is deterministic.
+        variance_base: with b, the variance is divided by ``1 + r/b``, where r is a coordinate's
+            second moment of the longest memory over the mean of all coordinates' (:func:`narrowing
+            <hyperadam.rule.var_block.narrowing>`); None, as in the paper: it is not.
         kl_prior_mean: the prior's mean in the KL term. ``"none"`` leaves the mean out of the
             term, as the paper's experiments do; ``"fixed_moments"`` takes the direction of the
             first fixed moment.
@@ -549,13 +568,20 @@ class VariationalHyperAdamRule(AdamCandidatesRule):
 
     moment_decays: tuple[float, ...] = (0.95,)
     var_block: bool = True
+    variance_base: float | None = None
     kl_prior_mean: Literal["none", "fixed_moments"] = "none"
     kl_prior_scale: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._require_decays("moment_decays")
-        self._normalise("kl_prior_scale", float)
+        for name in ("variance_base", "kl_prior_scale"):
+            self._normalise(name, float)
+        base = self.variance_base
+        self._require(
+            base is None or (self.var_block and 0 < base < math.inf),
+            "variance_base must be None or, with var_block, a positive number",
+        )
         self._require(
             self.kl_prior_mean in ("none", "fixed_moments"),
             "kl_prior_mean must be 'none' or 'fixed_moments'",
@@ -596,10 +622,34 @@ class VariationalHyperAdamRule(AdamCandidatesRule):
         )
         return features_NF, {"exp_avg_NK": exp_avg_NK, "exp_avg_sq_NK": exp_avg_sq_NK}
 
-    def _log_var(self, theta: Theta, h_NH: Tensor) -> Tensor | None:
+    @property
+    def longest_memory(self) -> int:
+        """The place among ``moment_decays`` of the one nearest to 1."""
+        return max(range(len(self.moment_decays)), key=self.moment_decays.__getitem__)
+
+    def moment_correction(self, step: Tensor) -> Tensor:
+        """What corrects the moment of :attr:`longest_memory`, float64 of the shape of ``step``."""
+        return 1 / (1 - self.moment_decays[self.longest_memory] ** step.to(torch.float64))
+
+    def _log_var(
+        self,
+        theta: Theta,
+        h_NH: Tensor,
+        moments: Mapping[str, Tensor],
+        step: Tensor,
+        reduce: Reduce | None,
+    ) -> Tensor | None:
         if not self.var_block:
             return None
-        return var_block(h_NH, theta["linear_var1.weight"], theta["linear_var1.bias"])
+        log_var_N = var_block(h_NH, theta["linear_var1.weight"], theta["linear_var1.bias"])
+        if self.variance_base is None:
+            return log_var_N
+        square_N = moments["exp_avg_sq_NK"][..., self.longest_memory]
+        square_N = square_N * self.moment_correction(step).to(square_N.dtype)
+        total = square_N.sum(-1, dtype=torch.float64)
+        count = torch.full_like(total, square_N.shape[-1])
+        mean = mean_over_shards(total, count, reduce).to(square_N.dtype)
+        return log_var_N - narrowing(square_N, mean.unsqueeze(-1), self.variance_base)
 
     def _distribution(self, explanation: Explanation, features_NF: Tensor) -> UpdateDistribution:
         fixed = self.kl_prior_mean == "fixed_moments"

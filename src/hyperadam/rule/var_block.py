@@ -8,12 +8,45 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hyperadam.rule.normalize import Reduce
+
 PRIOR_EPSILON = 1e-6
+
+SMALLEST_MEAN_SQUARE = 1e-30
+"""Gradients whose mean square is below it count as none."""
 
 
 def var_block(h_NH: Tensor, weight_1H: Tensor, bias_1: Tensor) -> Tensor:
     """``log_var_N = h W^T + b`` (docs/method.md, step 7)."""
     return F.linear(h_NH, weight_1H, bias_1).squeeze(-1)
+
+
+def narrowing(square_N: Tensor, mean_square: Tensor, base: float) -> Tensor:
+    """What a large gradient takes from the log-variance, ``log(1 + r / base)``.
+
+    Here r is a coordinate's mean square of the gradient over the mean of all. The square stands for
+    the curvature, as in Fisher's information matrix: per coordinate the meta-loss is least where
+    the variance is ``λ / (λ / s² + lr² curvature)`` (docs/method.md, "The variance's shape").
+
+    Args:
+        square_N: mean squares of the gradient.
+        mean_square: their mean over all coordinates; of a shape that goes with ``square_N``.
+        base: the rule's ``variance_base``.
+    """
+    return torch.log1p(square_N / (base * mean_square.clamp_min(SMALLEST_MEAN_SQUARE)))
+
+
+def mean_over_shards(total_S: Tensor, count_S: Tensor, reduce: Reduce | None = None) -> Tensor:
+    """Means of S independent problems from sums and counts of float64, (S,).
+
+    Args:
+        total_S, count_S: of this shard's coordinates.
+        reduce: sums over shards, where these are not all coordinates; called once.
+    """
+    both_2S = torch.stack([total_S, count_S])
+    if reduce is not None:
+        both_2S = reduce(both_2S)
+    return both_2S[0] / both_2S[1].clamp_min(1)
 
 
 def sample_update(mean_N: Tensor, log_var_N: Tensor, noise_N: Tensor) -> Tensor:
