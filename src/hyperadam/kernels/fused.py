@@ -192,22 +192,23 @@ class FusedTiledRule(TiledRule):
         assert lanes.log_var is not None
         rule, dtype, parts = self.passes.rule, lanes.grad.dtype, self._parts
         row = TileLayout.of(rule).rows["exp_avg_sq_NK"].start + rule.longest_memory
-        moments = [tiles[part.tiles, row].flatten()[: part.count].to(dtype) for part in parts]
+        of_part = [tiles[part.tiles, row].flatten()[: part.count].to(dtype) for part in parts]
         corrections_P = rule.moment_correction(steps_P).to(dtype)
-        squares = torch._foreach_mul(moments, list(corrections_P.unbind()))
-        totals_P = torch.stack([square_N.sum(dtype=torch.float64) for square_N in squares])
+        of_part = list(torch._foreach_mul(of_part, list(corrections_P.unbind())))
+        totals_P = torch.stack([square_N.sum(dtype=torch.float64) for square_N in of_part])
         total_S = torch.zeros_like(self._counts_S).index_add_(0, self._segments_P, totals_P)
         mean_S = mean_over_shards(total_S, self._counts_S, reduce).to(dtype)
         means = mean_S[self._segments_P].unbind()
-        taken = [
-            narrowing(square_N, mean, base) for square_N, mean in zip(squares, means, strict=True)
+        of_part = [
+            narrowing(square_N, mean, base) for square_N, mean in zip(of_part, means, strict=True)
         ]
-        torch._foreach_sub_([lanes.log_var[part.lanes] for part in parts], taken)
+        torch._foreach_sub_([lanes.log_var[part.lanes] for part in parts], of_part)
         if lanes.direction is None:
             return
+        torch._foreach_mul_(of_part, -0.5)
+        torch._foreach_exp_(of_part)  # what is left of the standard deviation
         centres = [lanes.mean[part.lanes] for part in parts]
         directions = [lanes.direction[part.lanes] for part in parts]
         torch._foreach_sub_(directions, centres)
-        torch._foreach_mul_(taken, -0.5)
-        torch._foreach_mul_(directions, torch._foreach_exp(taken))
+        torch._foreach_mul_(directions, of_part)
         torch._foreach_add_(directions, centres)
