@@ -398,18 +398,17 @@ def test_the_variance_is_narrower_where_the_gradient_is_large():
     ages = torch.arange(3, -1, -1, dtype=F64)
     moment_N = (0.9 ** ages.unsqueeze(1) * grads.square()).sum(0) / (0.9**ages).sum()
     factor_N = 1 + moment_N / moment_N.mean() / base
-    variance_N = of_plain.log_var_N.exp() / factor_N
+    variance_N = of_plain.log_var_N.exp() * of_plain.mean_N.square().mean() / factor_N
     torch.testing.assert_close(of_narrow.log_var_N.exp(), variance_N)
     assert torch.equal(of_narrow.mean_N, of_plain.mean_N)
     assert float(factor_N[0]) == 1
 
 
-def test_without_gradients_no_variance_is_narrower():
+def test_without_gradients_there_is_no_variance_to_speak_of():
     rule = VariationalHyperAdamRule(channels=3, variance_base=0.03)
-    theta = random_theta(rule)
-    update, _ = run(rule, theta, torch.zeros(2, 5))
-    plain, _ = run(dataclasses.replace(rule, variance_base=None), theta, torch.zeros(2, 5))
-    assert torch.equal(update.log_var_N, plain.log_var_N)
+    update, _ = run(rule, random_theta(rule), torch.zeros(2, 5))
+    assert float(update.log_var_N.max()) < -60
+    assert bool(update.log_var_N.isfinite().all())
 
 
 def test_sample():

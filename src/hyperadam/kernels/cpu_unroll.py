@@ -22,7 +22,6 @@ from hyperadam.kernels.tiled import Lanes
 from hyperadam.kernels.tiles import TILE, Part, TileLayout, lay_out
 from hyperadam.rule import RuleState, Theta, UpdateDistribution, VariationalHyperAdamRule
 from hyperadam.rule.features import MOMENT_EPSILON
-from hyperadam.rule.var_block import narrowing
 
 
 def states_to_keep(length: int) -> set[int]:
@@ -328,25 +327,25 @@ class _CpuUnroll(RuleUnroll):
         self.tiles, mean, log_var = FusedStep.apply(
             self.tape, lanes.view(-1), self.tiles, self.theta
         )
+        mean_BN = self._coordinates(mean)
+        log_var_BN = None if log_var is None else self._coordinates(log_var)
         return UpdateDistribution(
-            mean_N=self._coordinates(mean),
-            log_var_N=None if log_var is None else self._narrowed(self._coordinates(log_var)),
+            mean_N=mean_BN,
+            log_var_N=None if log_var_BN is None else self._shaped(log_var_BN, mean_BN),
             prior_mean_N=self._direction() if self.rule.kl_prior_mean != "none" else None,
         )
 
     def _coordinates(self, lanes: Tensor) -> Tensor:
         return lanes.view(self.num_tasks, -1)[:, : self.count]
 
-    def _narrowed(self, log_var_BN: Tensor) -> Tensor:
-        """The log-variance without what large gradients take from it."""
-        if (base := self.rule.variance_base) is None:
+    def _shaped(self, log_var_BN: Tensor, mean_BN: Tensor) -> Tensor:
+        """The log-variance with what ``variance_base`` adds."""
+        if self.rule.variance_base is None:
             return log_var_BN
         row = self.before.layout.rows["exp_avg_sq_NK"].start + self.rule.longest_memory
         tiles_BTRx = self.tiles.detach().view(self.num_tasks, -1, *self.tiles.shape[1:])
         moment_BN = tiles_BTRx[:, :, row].flatten(1)[:, : self.count]
-        square_BN = moment_BN * float(self.rule.moment_correction(self._taken()))
-        mean_B = square_BN.mean(1, dtype=torch.float64).to(square_BN.dtype)
-        return log_var_BN - narrowing(square_BN, mean_B.unsqueeze(1), base)
+        return log_var_BN + self.rule.log_shape(moment_BN, mean_BN, self._taken())
 
     def _taken(self) -> Tensor:
         """Steps taken so far, of shape ()."""

@@ -20,7 +20,7 @@ from hyperadam.kernels.tiled import FlaggedReduce, Lanes, TiledRule, TiledState
 from hyperadam.kernels.tiles import Part, TileLayout
 from hyperadam.rule import Reduce, Rule, VariationalHyperAdamRule
 from hyperadam.rule.normalize import EPSILON
-from hyperadam.rule.var_block import mean_over_shards, narrowing
+from hyperadam.rule.var_block import log_shape, mean_squares
 
 MAX_CHANNELS = 32
 MAX_DECAYS = 8
@@ -182,33 +182,45 @@ class FusedTiledRule(TiledRule):
         old_h_SH.copy_(torch.where(finite, h_SH, old_h_SH))
         old_m_SH.copy_(torch.where(finite, m_SH, old_m_SH))
         if passes.rule.variance_base is not None:
-            self._narrow(passes.rule.variance_base, tiles, steps_P, lanes, flagged)
+            self._shape_variance(passes.rule.variance_base, tiles, steps_P, lanes, flagged)
         return finite
 
-    def _narrow(
+    def _shape_variance(
         self, base: float, tiles: Tensor, steps_P: Tensor, lanes: Lanes, reduce: Reduce | None
     ) -> None:
-        """Take from the variance what large gradients take from it, and from the samples too."""
+        """What ``variance_base`` does, to the log-variance and to the samples."""
         assert lanes.log_var is not None
         rule, dtype, parts = self.passes.rule, lanes.grad.dtype, self._parts
         row = TileLayout.of(rule).rows["exp_avg_sq_NK"].start + rule.longest_memory
+        means = [lanes.mean[part.lanes] for part in parts]
         of_part = [tiles[part.tiles, row].flatten()[: part.count].to(dtype) for part in parts]
         corrections_P = rule.moment_correction(steps_P).to(dtype)
         of_part = list(torch._foreach_mul(of_part, list(corrections_P.unbind())))
-        totals_P = torch.stack([square_N.sum(dtype=torch.float64) for square_N in of_part])
-        total_S = torch.zeros_like(self._counts_S).index_add_(0, self._segments_P, totals_P)
-        mean_S = mean_over_shards(total_S, self._counts_S, reduce).to(dtype)
-        means = mean_S[self._segments_P].unbind()
+        moment_S, mean_S = mean_squares(
+            self._sum_by_segment([moment_N.sum(dtype=torch.float64) for moment_N in of_part]),
+            self._sum_by_segment([mean_N.double().square().sum() for mean_N in means]),
+            self._counts_S,
+            reduce,
+        )
         of_part = [
-            narrowing(square_N, mean, base) for square_N, mean in zip(of_part, means, strict=True)
+            log_shape(moment_N, moment, mean, base)
+            for moment_N, moment, mean in zip(
+                of_part,
+                moment_S.to(dtype)[self._segments_P].unbind(),
+                mean_S.to(dtype)[self._segments_P].unbind(),
+                strict=True,
+            )
         ]
-        torch._foreach_sub_([lanes.log_var[part.lanes] for part in parts], of_part)
+        torch._foreach_add_([lanes.log_var[part.lanes] for part in parts], of_part)
         if lanes.direction is None:
             return
-        torch._foreach_mul_(of_part, -0.5)
-        torch._foreach_exp_(of_part)  # what is left of the standard deviation
-        centres = [lanes.mean[part.lanes] for part in parts]
+        torch._foreach_mul_(of_part, 0.5)
+        torch._foreach_exp_(of_part)  # what the standard deviation is multiplied by
         directions = [lanes.direction[part.lanes] for part in parts]
-        torch._foreach_sub_(directions, centres)
+        torch._foreach_sub_(directions, means)
         torch._foreach_mul_(directions, of_part)
-        torch._foreach_add_(directions, centres)
+        torch._foreach_add_(directions, means)
+
+    def _sum_by_segment(self, of_part: list[Tensor]) -> Tensor:
+        total_S = torch.zeros_like(self._counts_S)
+        return total_S.index_add_(0, self._segments_P, torch.stack(of_part))

@@ -24,8 +24,8 @@ from hyperadam.rule.normalize import ColumnNorm, Reduce
 from hyperadam.rule.state_cell import state_cell
 from hyperadam.rule.var_block import (
     kl_divergence,
-    mean_over_shards,
-    narrowing,
+    log_shape,
+    mean_squares,
     sample_update,
     var_block,
 )
@@ -421,11 +421,13 @@ class AdamCandidatesRule(Rule):
         self,
         theta: Theta,
         h_NH: Tensor,
+        mean_N: Tensor,
         moments: Mapping[str, Tensor],
         step: Tensor,
         reduce: Reduce | None,
     ) -> Tensor | None:
-        """``log_var_N`` of the new h and fixed moments; None for a deterministic rule."""
+        """``log_var_N`` of the new h, the update's mean and the new fixed moments; None for a
+        deterministic rule."""
         return None
 
     def theta_shapes(self) -> Shapes:
@@ -522,14 +524,9 @@ class AdamCandidatesRule(Rule):
             self.candidate_bound,
         )
         rho_NH = weight_cell(h_NH, theta["post_linear.weight"], theta["post_linear.bias"])
-        explanation = Explanation(
-            beta_NH,
-            gamma_NH,
-            rho_NH,
-            a_NH,
-            mean_N=(rho_NH * a_NH).sum(dim=-1),
-            log_var_N=self._log_var(theta, h_NH, moments, state.step + 1, reduce),
-        )
+        mean_N = (rho_NH * a_NH).sum(dim=-1)
+        log_var_N = self._log_var(theta, h_NH, mean_N, moments, state.step + 1, reduce)
+        explanation = Explanation(beta_NH, gamma_NH, rho_NH, a_NH, mean_N, log_var_N)
         new_state = dataclasses.replace(
             state,
             step=state.step + 1,
@@ -555,9 +552,10 @@ class VariationalHyperAdamRule(AdamCandidatesRule):
     Attributes:
         moment_decays: decay rates of the fixed moments; each adds two features.
         var_block: predict the update's variance; without it the rule is deterministic.
-        variance_base: with b, the variance is divided by ``1 + r/b``, where r is a coordinate's
-            second moment of the longest memory over the mean of all coordinates' (:func:`narrowing
-            <hyperadam.rule.var_block.narrowing>`); None, as in the paper: it is not.
+        variance_base: with b, the variance is multiplied by the mean square of the update's mean,
+            and divided by ``1 + r/b``, where r is a coordinate's second moment of the longest
+            memory over the mean of all coordinates' (:func:`log_shape
+            <hyperadam.rule.var_block.log_shape>`); None, as in the paper: it is neither.
         kl_prior_mean: the prior's mean in the KL term. ``"none"`` leaves the mean out of the
             term, as the paper's experiments do; ``"fixed_moments"`` takes the direction of the
             first fixed moment.
@@ -635,6 +633,7 @@ class VariationalHyperAdamRule(AdamCandidatesRule):
         self,
         theta: Theta,
         h_NH: Tensor,
+        mean_N: Tensor,
         moments: Mapping[str, Tensor],
         step: Tensor,
         reduce: Reduce | None,
@@ -644,12 +643,29 @@ class VariationalHyperAdamRule(AdamCandidatesRule):
         log_var_N = var_block(h_NH, theta["linear_var1.weight"], theta["linear_var1.bias"])
         if self.variance_base is None:
             return log_var_N
-        square_N = moments["exp_avg_sq_NK"][..., self.longest_memory]
-        square_N = square_N * self.moment_correction(step).to(square_N.dtype)
-        total = square_N.sum(-1, dtype=torch.float64)
-        count = torch.full_like(total, square_N.shape[-1])
-        mean = mean_over_shards(total, count, reduce).to(square_N.dtype)
-        return log_var_N - narrowing(square_N, mean.unsqueeze(-1), self.variance_base)
+        moment_N = moments["exp_avg_sq_NK"][..., self.longest_memory]
+        return log_var_N + self.log_shape(moment_N, mean_N, step, reduce)
+
+    def log_shape(
+        self, exp_avg_sq_N: Tensor, mean_N: Tensor, step: Tensor, reduce: Reduce | None = None
+    ) -> Tensor:
+        """What ``variance_base`` adds to the log-variance.
+
+        Args:
+            exp_avg_sq_N: the moment of :attr:`longest_memory`, uncorrected; leading dimensions are
+                independent problems.
+            mean_N: the update's mean.
+            step: the number of the step, of shape () or (N,).
+            reduce: sums over shards, where these are not all coordinates.
+        """
+        assert self.variance_base is not None
+        moment_N = exp_avg_sq_N * self.moment_correction(step).to(exp_avg_sq_N.dtype)
+        total = moment_N.sum(-1, dtype=torch.float64)
+        squares = mean_N.double().square().sum(-1)
+        count = torch.full_like(total, moment_N.shape[-1])
+        found = mean_squares(total, squares, count, reduce)
+        moment, mean = (value.to(moment_N.dtype).unsqueeze(-1) for value in found)
+        return log_shape(moment_N, moment, mean, self.variance_base)
 
     def _distribution(self, explanation: Explanation, features_NF: Tensor) -> UpdateDistribution:
         fixed = self.kl_prior_mean == "fixed_moments"

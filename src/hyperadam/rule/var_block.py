@@ -12,8 +12,8 @@ from hyperadam.rule.normalize import Reduce
 
 PRIOR_EPSILON = 1e-6
 
-SMALLEST_MEAN_SQUARE = 1e-30
-"""Gradients whose mean square is below it count as none."""
+SMALLEST_SQUARE = 1e-30
+"""Mean squares below it count as none."""
 
 
 def var_block(h_NH: Tensor, weight_1H: Tensor, bias_1: Tensor) -> Tensor:
@@ -21,32 +21,38 @@ def var_block(h_NH: Tensor, weight_1H: Tensor, bias_1: Tensor) -> Tensor:
     return F.linear(h_NH, weight_1H, bias_1).squeeze(-1)
 
 
-def narrowing(square_N: Tensor, mean_square: Tensor, base: float) -> Tensor:
-    """What a large gradient takes from the log-variance, ``log(1 + r / base)``.
-
-    Here r is a coordinate's mean square of the gradient over the mean of all. The square stands for
-    the curvature, as in Fisher's information matrix: per coordinate the meta-loss is least where
-    the variance is ``λ / (λ / s² + lr² curvature)`` (docs/method.md, "The variance's shape").
+def mean_squares(
+    moment_S: Tensor, mean_S: Tensor, count_S: Tensor, reduce: Reduce | None = None
+) -> tuple[Tensor, Tensor]:
+    """Of S independent problems, the mean squares of the gradient and of the update's mean.
 
     Args:
-        square_N: mean squares of the gradient.
-        mean_square: their mean over all coordinates; of a shape that goes with ``square_N``.
-        base: the rule's ``variance_base``.
-    """
-    return torch.log1p(square_N / (base * mean_square.clamp_min(SMALLEST_MEAN_SQUARE)))
-
-
-def mean_over_shards(total_S: Tensor, count_S: Tensor, reduce: Reduce | None = None) -> Tensor:
-    """Means of S independent problems from sums and counts of float64, (S,).
-
-    Args:
-        total_S, count_S: of this shard's coordinates.
+        moment_S: sums of the gradient's second moment over coordinates, float64 of shape (S,).
+        mean_S: sums of the squares of the update's mean, likewise.
+        count_S: how many coordinates.
         reduce: sums over shards, where these are not all coordinates; called once.
     """
-    both_2S = torch.stack([total_S, count_S])
+    sums_3S = torch.stack([moment_S, mean_S, count_S])
     if reduce is not None:
-        both_2S = reduce(both_2S)
-    return both_2S[0] / both_2S[1].clamp_min(1)
+        sums_3S = reduce(sums_3S)
+    squares_2S = sums_3S[:2] / sums_3S[2].clamp_min(1)
+    return squares_2S[0], squares_2S[1]
+
+
+def log_shape(moment_N: Tensor, moment: Tensor, mean: Tensor, base: float) -> Tensor:
+    """What the log-variance has beside the VarBlock's: ``log(mean² / (1 + r / base))``.
+
+    Here mean² is the mean square of the update's mean over all coordinates, and r a coordinate's
+    second moment of the gradient over the mean of all, which stands for the curvature, as in
+    Fisher's information matrix (docs/method.md, "The variance's shape").
+
+    Args:
+        moment_N: second moments.
+        moment, mean: of :func:`mean_squares`, in shapes that go with ``moment_N``.
+        base: the rule's ``variance_base``.
+    """
+    share_N = moment_N / (base * moment.clamp_min(SMALLEST_SQUARE))
+    return mean.clamp_min(SMALLEST_SQUARE).log() - torch.log1p(share_N)
 
 
 def sample_update(mean_N: Tensor, log_var_N: Tensor, noise_N: Tensor) -> Tensor:
