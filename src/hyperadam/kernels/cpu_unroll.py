@@ -345,11 +345,12 @@ class _CpuUnroll(RuleUnroll):
         row = self.before.layout.rows["exp_avg_sq_NK"].start + self.rule.longest_memory
         tiles_BTRx = self.tiles.detach().view(self.num_tasks, -1, *self.tiles.shape[1:])
         moment_BN = tiles_BTRx[:, :, row].flatten(1)[:, : self.count]
-        return log_var_BN + self.rule.log_shape(moment_BN, mean_BN, self._taken())
+        return log_var_BN + self.rule.log_shape(moment_BN, mean_BN, torch.tensor(self._taken))
 
-    def _taken(self) -> Tensor:
-        """Steps taken so far, of shape ()."""
-        return torch.tensor(self.before.taken + len(self.tape.grads))
+    @property
+    def _taken(self) -> int:
+        """Steps taken so far."""
+        return self.before.taken + len(self.tape.grads)
 
     def _direction(self) -> Tensor:
         """That of the first fixed moment, of shape (B, N)."""
@@ -359,7 +360,7 @@ class _CpuUnroll(RuleUnroll):
         return state.exp_avg_NK[..., 0] / correction / scale_BN
 
     def _after(self, tiles: Tensor) -> _TiledCarry:
-        return dataclasses.replace(self.before, taken=int(self._taken()), tiles=tiles)
+        return dataclasses.replace(self.before, taken=self._taken, tiles=tiles)
 
     def carry(self) -> Carry:
         return self._after(self.tape.hand_out() if self.tape.grads else self.tiles)

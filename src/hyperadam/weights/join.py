@@ -18,7 +18,8 @@ def join_weights(first: Weights, second: Weights) -> Weights:
     The channels of both lie side by side and don't see each other, so that the mean of the joint
     update is the sum of the means of both, for which the lr is half of theirs: exactly, up to
     roundings. The variance is twice the geometric mean of theirs, which is the sum where they are
-    equal. Meta-training can go on with the result as with any other (docs/method.md, "Joining").
+    equal; with ``variance_base`` that is of the VarBlocks' part, which counts in units of the joint
+    mean. Meta-training can go on with the result as with any other (docs/method.md, "Joining").
 
     Args:
         first, second: of Variational HyperAdam or of HyperAdam, with rules that differ in their
