@@ -84,6 +84,7 @@ def test_the_kernel_narrows_the_variance_as_the_rule_does():
     rule = VariationalHyperAdamRule(channels=4, moment_decays=(0.99, 0.9), variance_base=0.03)
     scale = torch.tensor([0.0, 1e-3, 0.1, 0.1, 1.0, 1.0, 30.0], dtype=F64)
     grads = scale * torch.randn(2, STEPS, 2, N, dtype=F64)
+    grads[1] /= 10  # so that the second unroll has to know of the first one's peaks
     found = {}
     for backend in ("reference", "cpu"):
         program = differentiable_rule(rule, backend)
@@ -92,11 +93,13 @@ def test_the_kernel_narrows_the_variance_as_the_rule_does():
             own_updates, unrolled = unroll(program, theta, own, state)
             updates += own_updates
             state = unrolled.carry()
+            assert not any(value.requires_grad for value in state.unpack().tensors().values())
         log_var_TBN = torch.stack([update.log_var_N for update in updates])
         torch.stack(
             [rule.kl(update) + update.mean_N.sum(-1) for update in updates]
         ).sum().backward()
-        found[backend] = [log_var_TBN.detach(), *(value.grad for value in theta.values())]
+        peak_B1 = state.unpack().peak_1
+        found[backend] = [log_var_TBN.detach(), peak_B1, *(v.grad for v in theta.values())]
     torch.testing.assert_close(found["cpu"], found["reference"])
     log_var_TBN = found["reference"][0]
     assert bool((log_var_TBN[..., 0] > log_var_TBN[..., -1] + 3).all())

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from hyperadam.kernels import TILE, TileLayout, lay_out
 from hyperadam.rule import (
     RULES,
+    SCALAR_FIELDS,
     RuleState,
     VariationalHyperAdamRule,
     round_stochastically,
@@ -41,7 +42,7 @@ def test_the_order_of_rows():
     starts = [rows.start for rows in layout.rows.values()]
     assert starts == [0, 2, 4, 7, 10, 13, 16, 19]
     assert layout.num_rows == 22
-    names = [name for name in RuleState.__dataclass_fields__ if name != "step"]
+    names = [name for name in RuleState.__dataclass_fields__ if name not in SCALAR_FIELDS]
     assert list(layout.rows) == names
 
 

@@ -12,6 +12,7 @@ from conftest import random_theta
 from hyperadam.errors import ConfigError
 from hyperadam.rule import (
     RULES,
+    SCALAR_FIELDS,
     AdamCandidatesRule,
     DMoptimizerRule,
     HyperAdamRule,
@@ -80,7 +81,8 @@ def test_the_papers_values_are_the_defaults():
         "kl_prior_scale": 1.0,
     }
     state = rule.init_state(7)
-    assert sum(t.numel() for name, t in state.tensors().items() if name != "step") == 122 * 7
+    columns = [t for name, t in state.tensors().items() if name not in SCALAR_FIELDS]
+    assert sum(column.numel() for column in columns) == 122 * 7
 
 
 def test_options_have_the_shapes_they_say(rule):
@@ -397,11 +399,49 @@ def test_the_variance_is_narrower_where_the_gradient_is_large():
     of_plain, of_narrow = (run(rule, theta, grads)[0] for rule in (plain, narrow))
     ages = torch.arange(3, -1, -1, dtype=F64)
     moment_N = (0.9 ** ages.unsqueeze(1) * grads.square()).sum(0) / (0.9**ages).sum()
-    factor_N = 1 + moment_N / moment_N.mean() / base
+    factor_N = peak_of(grads, 0.9) / moment_N.mean() * (1 + moment_N / moment_N.mean() / base)
     variance_N = of_plain.log_var_N.exp() * of_plain.mean_N.square().mean() / factor_N
     torch.testing.assert_close(of_narrow.log_var_N.exp(), variance_N)
     assert torch.equal(of_narrow.mean_N, of_plain.mean_N)
-    assert float(factor_N[0]) == 1
+
+
+def peak_of(grads, decay):
+    """The largest mean over coordinates, over the steps so far, of a corrected second moment."""
+    moments, moment = [], 0.0
+    for step, grad in enumerate(grads):
+        moment = decay * moment + (1 - decay) * float(grad.square().mean())
+        moments.append(moment / (1 - decay ** (step + 1)))
+    return max(moments)
+
+
+@pytest.mark.parametrize("growth", [1.5, 0.5])
+def test_the_variance_falls_with_the_gradients_from_the_highest_that_they_were(growth):
+    rule = VariationalHyperAdamRule(channels=3, moment_decays=(0.5, 0.9), variance_base=0.2)
+    theta = random_theta(rule, F64)
+    grads = torch.randn(30, 5, dtype=F64).sign() * growth ** torch.arange(30).unsqueeze(1)
+    of_plain, _ = run(dataclasses.replace(rule, variance_base=None), theta, grads)
+    of_shaped, state = run(rule, theta, grads)
+    assert float(state.peak_1) == pytest.approx(peak_of(grads, 0.9))
+    left = float(state.exp_avg_sq_NK[:, 1].mean()) / (1 - 0.9**30) / float(state.peak_1)
+    assert left == pytest.approx(1.0) if growth > 1 else 0 < left < 0.1
+    factor = left / (1 + 1 / 0.2)  # all coordinates have one second moment
+    variance_N = of_plain.log_var_N.exp() * of_plain.mean_N.square().mean() * factor
+    torch.testing.assert_close(of_shaped.log_var_N.exp(), variance_N)
+
+
+def test_joined_states_keep_their_peaks():
+    rule = VariationalHyperAdamRule(channels=3, variance_base=0.2)
+    theta = random_theta(rule, F64)
+    old = run(rule, theta, 10 * torch.randn(6, 3, dtype=F64))[1]
+    new = rule.init_state(2, dtype=F64)
+    peak = float(old.peak_1)
+    joined = cat_states([old, new], [3, 2])
+    assert joined.peak_1.tolist() == [peak] * 3 + [0.0] * 2
+    after = run(rule, theta, torch.randn(1, 5, dtype=F64), joined)[1]
+    first, second = after.peak_1.split([3, 2])
+    assert first.tolist() == [peak] * 3
+    assert 0 < float(second[0]) == float(second[1]) < peak
+    assert cat_states([old, old], [3, 3]).peak_1.shape == (1,)
 
 
 def test_without_gradients_there_is_no_variance_to_speak_of():

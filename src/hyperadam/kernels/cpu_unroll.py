@@ -276,6 +276,7 @@ class _TiledCarry(Carry):
     """One a task, of one size."""
     taken: int
     tiles: Tensor
+    peak_B1: Tensor
 
     @classmethod
     def zeros(
@@ -287,7 +288,8 @@ class _TiledCarry(Carry):
             for number, part in enumerate(lay_out([count] * num_tasks))
         ]
         shape = (sum(part.num_tiles for part in parts), layout.num_rows, TILE)
-        return cls(layout, parts, 0, torch.zeros(shape, dtype=dtype))
+        peak_B1 = torch.zeros(num_tasks, 1, dtype=torch.float64)
+        return cls(layout, parts, 0, torch.zeros(shape, dtype=dtype), peak_B1)
 
     @classmethod
     def of(cls, rule: VariationalHyperAdamRule, state: RuleState) -> _TiledCarry:
@@ -296,12 +298,12 @@ class _TiledCarry(Carry):
         for number, part in enumerate(empty.parts):
             fields = {name: state.tensors()[name][number] for name in empty.layout.rows}
             empty.layout.pack(fields, empty.tiles[part.tiles])
-        return dataclasses.replace(empty, taken=int(state.step))
+        return dataclasses.replace(empty, taken=int(state.step), peak_B1=state.peak_1)
 
     def unpack(self) -> RuleState:
         tasks = [self.layout.unpack(self.tiles[part.tiles], part.count) for part in self.parts]
         fields = {name: torch.stack([task[name] for task in tasks]) for name in self.layout.rows}
-        return RuleState(step=torch.tensor(self.taken), **fields)
+        return RuleState(step=torch.tensor(self.taken), peak_1=self.peak_B1, **fields)
 
 
 class _CpuUnroll(RuleUnroll):
@@ -320,6 +322,7 @@ class _CpuUnroll(RuleUnroll):
         back = length if torch.is_grad_enabled() else 0
         self.tape = Tape(rule, theta, carry.parts, carry.taken, back, spare=spare)
         self.tiles = carry.tiles.to(self.theta.dtype)
+        self.peak_B1 = carry.peak_B1
 
     def step(self, grad_BN: Tensor) -> UpdateDistribution:
         lanes = grad_BN.new_zeros(self.num_tasks, self.before.parts[0].num_tiles * TILE)
@@ -345,7 +348,10 @@ class _CpuUnroll(RuleUnroll):
         row = self.before.layout.rows["exp_avg_sq_NK"].start + self.rule.longest_memory
         tiles_BTRx = self.tiles.detach().view(self.num_tasks, -1, *self.tiles.shape[1:])
         moment_BN = tiles_BTRx[:, :, row].flatten(1)[:, : self.count]
-        return log_var_BN + self.rule.log_shape(moment_BN, mean_BN, torch.tensor(self._taken))
+        step = torch.tensor(self._taken)
+        added_BN, peak_B1 = self.rule.log_shape(moment_BN, mean_BN, step, self.peak_B1)
+        self.peak_B1 = peak_B1.detach()  # data, as the moment is
+        return log_var_BN + added_BN
 
     @property
     def _taken(self) -> int:
@@ -360,7 +366,9 @@ class _CpuUnroll(RuleUnroll):
         return state.exp_avg_NK[..., 0] / correction / scale_BN
 
     def _after(self, tiles: Tensor) -> _TiledCarry:
-        return dataclasses.replace(self.before, taken=self._taken, tiles=tiles)
+        return dataclasses.replace(
+            self.before, taken=self._taken, tiles=tiles, peak_B1=self.peak_B1
+        )
 
     def carry(self) -> Carry:
         return self._after(self.tape.hand_out() if self.tape.grads else self.tiles)

@@ -152,6 +152,7 @@ class FusedTiledRule(TiledRule):
         steps_P: Tensor,
         lanes: Lanes,
         reduce: Reduce | None = None,
+        peaks_P: Tensor | None = None,
     ) -> Tensor:
         passes, tiles, dtype = self.passes, state.tiles_TRx, lanes.grad.dtype
         self._prepare(tuple(parts), tiles.device)
@@ -182,15 +183,25 @@ class FusedTiledRule(TiledRule):
         old_h_SH.copy_(torch.where(finite, h_SH, old_h_SH))
         old_m_SH.copy_(torch.where(finite, m_SH, old_m_SH))
         if passes.rule.variance_base is not None:
-            self._shape_variance(passes.rule.variance_base, tiles, steps_P, lanes, flagged)
+            assert peaks_P is not None
+            new_peaks_P = self._shape_variance(tiles, steps_P, peaks_P, lanes, flagged)
+            peaks_P.copy_(torch.where(finite, new_peaks_P, peaks_P))
         return finite
 
     def _shape_variance(
-        self, base: float, tiles: Tensor, steps_P: Tensor, lanes: Lanes, reduce: Reduce | None
-    ) -> None:
-        """What ``variance_base`` does, to the log-variance and to the samples."""
-        assert lanes.log_var is not None
+        self,
+        tiles: Tensor,
+        steps_P: Tensor,
+        peaks_P: Tensor,
+        lanes: Lanes,
+        reduce: Reduce | None,
+    ) -> Tensor:
+        """What ``variance_base`` does, to the log-variance and to the samples; returns the new
+        peaks."""
         rule, dtype, parts = self.passes.rule, lanes.grad.dtype, self._parts
+        base = rule.variance_base
+        assert base is not None
+        assert lanes.log_var is not None
         row = TileLayout.of(rule).rows["exp_avg_sq_NK"].start + rule.longest_memory
         means = [lanes.mean[part.lanes] for part in parts]
         of_part = [tiles[part.tiles, row].flatten()[: part.count].to(dtype) for part in parts]
@@ -202,24 +213,23 @@ class FusedTiledRule(TiledRule):
             self._counts_S,
             reduce,
         )
+        moment_P, mean_P = moment_S[self._segments_P], mean_S[self._segments_P]
+        peaks_P = torch.maximum(peaks_P, moment_P)
+        of_all = (values_P.to(dtype).unbind() for values_P in (moment_P, peaks_P, mean_P))
         of_part = [
-            log_shape(moment_N, moment, mean, base)
-            for moment_N, moment, mean in zip(
-                of_part,
-                moment_S.to(dtype)[self._segments_P].unbind(),
-                mean_S.to(dtype)[self._segments_P].unbind(),
-                strict=True,
-            )
+            log_shape(moment_N, moment, peak, mean, base)
+            for moment_N, moment, peak, mean in zip(of_part, *of_all, strict=True)
         ]
         torch._foreach_add_([lanes.log_var[part.lanes] for part in parts], of_part)
         if lanes.direction is None:
-            return
+            return peaks_P
         torch._foreach_mul_(of_part, 0.5)
         torch._foreach_exp_(of_part)  # what the standard deviation is multiplied by
         directions = [lanes.direction[part.lanes] for part in parts]
         torch._foreach_sub_(directions, means)
         torch._foreach_mul_(directions, of_part)
         torch._foreach_add_(directions, means)
+        return peaks_P
 
     def _sum_by_segment(self, of_part: list[Tensor]) -> Tensor:
         total_S = torch.zeros_like(self._counts_S)

@@ -20,8 +20,14 @@ from hyperadam.rule import Rule
 CPU_ALLOCATOR = "DefaultCPUAllocator"
 """In the message of the RuntimeError that PyTorch raises where the system has no more memory."""
 
-SCALARS = ("step", "coherence")
+SCALARS = ("step", "coherence", "peak")
 """Keys in a state dict of what is one number."""
+
+
+def scalars_of(rule: Rule, *, calibrate: bool) -> tuple[str, ...]:
+    """Those of :data:`SCALARS` that a state has."""
+    has = {"step": True, "coherence": calibrate, "peak": rule.has_peak}
+    return tuple(name for name in SCALARS if has[name])
 
 
 class Entry(dict[str, Tensor]):
@@ -97,9 +103,10 @@ class Arena:
         log_var = lanes[2] if rule.has_variance else None
         self.lanes = Lanes(lanes[0], lanes[1], log_var, direction=lanes[0])
         self.steps_P = torch.zeros(len(params), dtype=torch.int64, device=device)
-        self.scalars = {"step": self.steps_P}
-        if calibrate:
-            self.scalars["coherence"] = torch.zeros(len(params), dtype=torch.float64, device=device)
+        self.scalars = {
+            name: self.steps_P if name == "step" else self.steps_P.double()
+            for name in scalars_of(rule, calibrate=calibrate)
+        }
         self._shapes = [local(param).shape for param in params]
 
     def view(self, lanes: Tensor, number: int) -> Tensor:

@@ -25,7 +25,7 @@ from torch.optim.optimizer import ParamsT
 
 from hyperadam.errors import ConfigError, WeightsError, unknown_name
 from hyperadam.kernels import BACKENDS, Lanes, Part, TileLayout, is_finite, tiled_rule
-from hyperadam.optim.arena import SCALARS, Arena, Entry, Unmade, keys
+from hyperadam.optim.arena import SCALARS, Arena, Entry, Unmade, keys, scalars_of
 from hyperadam.optim.names import attention_parameters, named
 from hyperadam.optim.sharding import (
     GroupSum,
@@ -338,7 +338,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
     @property
     def _scalars(self) -> tuple[str, ...]:
         """Those of :data:`~hyperadam.optim.arena.SCALARS` that the state has."""
-        return SCALARS if self.calibrate else SCALARS[:1]
+        return scalars_of(self.weights.rule, calibrate=self.calibrate)
 
     def _announce(self) -> None:
         """Give each parameter without state an entry that says what it will be, or
@@ -476,7 +476,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         self._gather(active, directions)
         steps_P = arena.steps_P[self._active_numbers] + 1
         with torch.autocast(steps_P.device.type, enabled=False):  # a user's may be around step()
-            finite = self._tiled_rule.step(arena.state, parts, steps_P, arena.lanes, self._reduce)
+            finite = self._step(arena, parts, steps_P, self._active_numbers)
         if self._stopped_by(finite, active):
             return
         on_cpu = finite.device.type == "cpu"
@@ -489,6 +489,21 @@ class LearnedOptimizer(torch.optim.Optimizer):
             self._scale_by_coherence(arena, parts, directions, finite)
         self._move(active, directions, finite)
         self._stepped.update(each.key for each in active)
+
+    def _step(
+        self, arena: Arena, parts: Sequence[Part], steps_P: Tensor, numbers: Tensor | None
+    ) -> Tensor:
+        """The rule's step of parts, the parameters of these numbers; None: of no parameter."""
+        peaks = arena.scalars.get("peak")
+        own_P = None
+        if peaks is not None:
+            own_P = peaks.new_zeros(len(parts)) if numbers is None else peaks[numbers]
+        finite = self._tiled_rule.step(
+            arena.state, parts, steps_P, arena.lanes, self._reduce, own_P
+        )
+        if peaks is not None and own_P is not None and numbers is not None:
+            peaks[numbers] = own_P
+        return finite
 
     def _take_up(self, arena: Arena, param: Tensor) -> None:
         """Have the arena agree with a parameter's entry, where that was changed from outside."""
@@ -507,7 +522,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         """The sums of a step in which this process has nothing to move, and others may have."""
         nothing = (Part(0, 0),)
         steps_P = torch.ones(1, dtype=torch.int64, device=arena.steps_P.device)
-        finite = self._tiled_rule.step(arena.state, nothing, steps_P, arena.lanes, self._reduce)
+        finite = self._step(arena, nothing, steps_P, None)
         if self._stopped_by(finite, []):
             return
         self._redirect(arena.lanes, nothing, steps_P)
@@ -708,6 +723,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
             field: own_share(fields[key], param).reshape(count, *layout.widths[field]).to(dtype)
             for field, key in keys(layout).items()
         }
+        if "peak" in fields:
+            columns["peak_1"] = fields["peak"].to(param.device).reshape(1)
         return dataclasses.replace(state, step=fields["step"].to(param.device), **columns)
 
     # -- state ----------------------------------------------------------------------------------

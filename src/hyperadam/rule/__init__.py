@@ -17,6 +17,7 @@ from hyperadam.rule.normalize import ColumnNorm, Reduce, unit_columns
 from hyperadam.rule.rule import (
     APART_FROM_THETA,
     BY_LAYER,
+    SCALAR_FIELDS,
     SIZES,
     AdamCandidatesRule,
     Explanation,
@@ -26,6 +27,7 @@ from hyperadam.rule.rule import (
     UpdateDistribution,
     VariationalHyperAdamRule,
     cat_states,
+    spread_scalars,
 )
 
 RULES: dict[str, type[Rule]] = {
@@ -38,6 +40,7 @@ __all__ = [
     "BY_LAYER",
     "MAX_SEED",
     "RULES",
+    "SCALAR_FIELDS",
     "SIZES",
     "AdamCandidatesRule",
     "ColumnNorm",
@@ -58,6 +61,7 @@ __all__ = [
     "mean_coherence",
     "round_stochastically",
     "rounding_words",
+    "spread_scalars",
     "standard_normal",
     "unit_columns",
 ]

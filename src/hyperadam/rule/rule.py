@@ -44,8 +44,9 @@ MAX_STATE_LAYERS = 16
 class RuleState:
     """What a rule remembers between steps; zeros before the first.
 
-    Every tensor but ``step`` has the coordinates as its first dimension, so that states can be
-    split by parameter and joined again. What a rule does not use has a last dimension of 0.
+    Every tensor but ``step`` and ``peak_1`` has the coordinates as its first dimension, so that
+    states can be split by parameter and joined again. What a rule does not use of them has a last
+    dimension of 0.
 
     Attributes:
         step: number of steps taken, int64, of shape () or, where it differs, (N,).
@@ -53,6 +54,9 @@ class RuleState:
         h_NLH, c_NLH: LSTM state.
         m_NH, v_NH: moments of the candidate directions, uncorrected.
         m_corr_NH, v_corr_NH: their correction accumulators.
+        peak_1: the largest mean square of the gradient so far, which ``variance_base`` asks for
+            (:func:`~hyperadam.rule.var_block.log_shape`); float64 of shape (1,) or, where it
+            differs, (N,).
     """
 
     step: Tensor
@@ -64,6 +68,7 @@ class RuleState:
     v_NH: Tensor
     m_corr_NH: Tensor
     v_corr_NH: Tensor
+    peak_1: Tensor
 
     def map(self, function: Callable[[Tensor], Tensor]) -> RuleState:
         """The state with ``function`` applied to each of its tensors."""
@@ -72,6 +77,10 @@ class RuleState:
     def tensors(self) -> dict[str, Tensor]:
         """The tensors by name, ``step`` first."""
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+
+SCALAR_FIELDS = ("step", "peak_1")
+"""The fields of :class:`RuleState` that are not of the coordinates."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -248,9 +257,13 @@ class Rule(abc.ABC):
                 num_coordinates, *widths.get(field.name, (0,)), dtype=dtype, device=device
             )
             for field in dataclasses.fields(RuleState)
-            if field.name != "step"
+            if field.name not in SCALAR_FIELDS
         }
-        return RuleState(step=torch.zeros((), dtype=torch.int64, device=device), **zeros)
+        return RuleState(
+            step=torch.zeros((), dtype=torch.int64, device=device),
+            peak_1=torch.zeros(1, dtype=torch.float64, device=device),
+            **zeros,
+        )
 
     def lr_scale(self, shape: Sequence[int], *, attention: bool = False) -> float:
         """What the learning rate of a parameter of this shape is multiplied by.
@@ -309,6 +322,11 @@ class Rule(abc.ABC):
         """Whether the state has moments of the gradient with fixed decay rates."""
         return False
 
+    @property
+    def has_peak(self) -> bool:
+        """Whether ``peak_1`` of the state is used."""
+        return False
+
     def to_dict(self) -> dict[str, object]:
         """The configuration as plain values, with the rule's name under ``rule``."""
         return {"rule": self.name, **dataclasses.asdict(self)}
@@ -334,18 +352,29 @@ def _fan_in_scale(base: float | None, shape: Sequence[int]) -> float:
 
 
 def cat_states(states: Sequence[RuleState], sizes: Sequence[int]) -> RuleState:
-    """Join states of ``sizes`` coordinates; their steps may differ."""
+    """Join states of ``sizes`` coordinates; their steps and peaks may differ."""
     columns = {
         name: torch.cat([state.tensors()[name] for state in states])
         for name in states[0].tensors()
-        if name != "step"
+        if name not in SCALAR_FIELDS
     }
-    steps = torch.stack([state.step for state in states])
-    if bool((steps == steps[0]).all()):
-        return RuleState(step=steps[0], **columns)
-    device = columns["h_NLH"].device
-    repeats = torch.tensor(sizes, device=device)
-    return RuleState(step=steps.to(device).repeat_interleave(repeats), **columns)
+    repeats = torch.tensor(sizes, device=columns["h_NLH"].device)
+    step = spread_scalars(torch.stack([state.step for state in states]), repeats)
+    peak = spread_scalars(torch.cat([state.peak_1 for state in states]), repeats)
+    return RuleState(step=step, peak_1=peak.reshape(-1), **columns)
+
+
+def spread_scalars(values_P: Tensor, counts_P: Tensor) -> Tensor:
+    """One number for each of P parts as one for all, of shape (), or, where they differ, as one
+    for each of their coordinates.
+
+    Args:
+        values_P: the numbers.
+        counts_P: coordinates of each part, on the device that the result is to be on.
+    """
+    if bool((values_P == values_P[0]).all()):
+        return values_P[0]
+    return values_P.to(counts_P.device).repeat_interleave(counts_P)
 
 
 def init_linear(shape: tuple[int, ...], generator: torch.Generator, dtype: torch.dtype) -> Tensor:
@@ -423,12 +452,16 @@ class AdamCandidatesRule(Rule):
         h_NH: Tensor,
         mean_N: Tensor,
         moments: Mapping[str, Tensor],
-        step: Tensor,
+        state: RuleState,
         reduce: Reduce | None,
-    ) -> Tensor | None:
-        """``log_var_N`` of the new h, the update's mean and the new fixed moments; None for a
-        deterministic rule."""
-        return None
+    ) -> tuple[Tensor | None, Tensor]:
+        """``log_var_N`` of the new h, the update's mean and the new fixed moments, None for a
+        deterministic rule; and the new ``peak_1``.
+
+        Args:
+            state: before the step.
+        """
+        return None, state.peak_1
 
     def theta_shapes(self) -> Shapes:
         channels, inputs = self.channels, self.num_features
@@ -525,7 +558,7 @@ class AdamCandidatesRule(Rule):
         )
         rho_NH = weight_cell(h_NH, theta["post_linear.weight"], theta["post_linear.bias"])
         mean_N = (rho_NH * a_NH).sum(dim=-1)
-        log_var_N = self._log_var(theta, h_NH, mean_N, moments, state.step + 1, reduce)
+        log_var_N, peak_1 = self._log_var(theta, h_NH, mean_N, moments, state, reduce)
         explanation = Explanation(beta_NH, gamma_NH, rho_NH, a_NH, mean_N, log_var_N)
         new_state = dataclasses.replace(
             state,
@@ -535,6 +568,7 @@ class AdamCandidatesRule(Rule):
             v_NH=v_NH,
             m_corr_NH=m_corr_NH,
             v_corr_NH=v_corr_NH,
+            peak_1=peak_1,
         )
         if layers:
             new_state = dataclasses.replace(
@@ -552,10 +586,11 @@ class VariationalHyperAdamRule(AdamCandidatesRule):
     Attributes:
         moment_decays: decay rates of the fixed moments; each adds two features.
         var_block: predict the update's variance; without it the rule is deterministic.
-        variance_base: with b, the variance is multiplied by the mean square of the update's mean,
-            and divided by ``1 + r/b``, where r is a coordinate's second moment of the longest
-            memory over the mean of all coordinates' (:func:`log_shape
-            <hyperadam.rule.var_block.log_shape>`); None, as in the paper: it is neither.
+        variance_base: with b, the variance is multiplied by the mean square of the update's mean
+            and by what is left of the largest mean square of the gradient, and divided by
+            ``1 + r/b``, where r is a coordinate's second moment of the longest memory over the
+            mean of all coordinates' (:func:`~hyperadam.rule.var_block.log_shape`); None, as in the
+            paper: it is neither.
         kl_prior_mean: the prior's mean in the KL term. ``"none"`` leaves the mean out of the
             term, as the paper's experiments do; ``"fixed_moments"`` takes the direction of the
             first fixed moment.
@@ -601,6 +636,10 @@ class VariationalHyperAdamRule(AdamCandidatesRule):
     def has_fixed_moments(self) -> bool:
         return True
 
+    @property
+    def has_peak(self) -> bool:
+        return self.variance_base is not None
+
     def theta_shapes(self) -> Shapes:
         shapes = super().theta_shapes()
         if self.var_block:
@@ -635,27 +674,34 @@ class VariationalHyperAdamRule(AdamCandidatesRule):
         h_NH: Tensor,
         mean_N: Tensor,
         moments: Mapping[str, Tensor],
-        step: Tensor,
+        state: RuleState,
         reduce: Reduce | None,
-    ) -> Tensor | None:
+    ) -> tuple[Tensor | None, Tensor]:
         if not self.var_block:
-            return None
+            return None, state.peak_1
         log_var_N = var_block(h_NH, theta["linear_var1.weight"], theta["linear_var1.bias"])
         if self.variance_base is None:
-            return log_var_N
+            return log_var_N, state.peak_1
         moment_N = moments["exp_avg_sq_NK"][..., self.longest_memory]
-        return log_var_N + self.log_shape(moment_N, mean_N, step, reduce)
+        added_N, peak_1 = self.log_shape(moment_N, mean_N, state.step + 1, state.peak_1, reduce)
+        return log_var_N + added_N, peak_1
 
     def log_shape(
-        self, exp_avg_sq_N: Tensor, mean_N: Tensor, step: Tensor, reduce: Reduce | None = None
-    ) -> Tensor:
-        """What ``variance_base`` adds to the log-variance.
+        self,
+        exp_avg_sq_N: Tensor,
+        mean_N: Tensor,
+        step: Tensor,
+        peak_1: Tensor,
+        reduce: Reduce | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """What ``variance_base`` adds to the log-variance, and the new ``peak_1``.
 
         Args:
             exp_avg_sq_N: the moment of :attr:`longest_memory`, uncorrected; leading dimensions are
                 independent problems.
             mean_N: the update's mean.
             step: the number of the step, of shape () or (N,).
+            peak_1: the largest mean square before it, of shape (1,) or (N,).
             reduce: sums over shards, where these are not all coordinates.
         """
         assert self.variance_base is not None
@@ -664,8 +710,12 @@ class VariationalHyperAdamRule(AdamCandidatesRule):
         squares = mean_N.double().square().sum(-1)
         count = torch.full_like(total, moment_N.shape[-1])
         found = mean_squares(total, squares, count, reduce)
-        moment, mean = (value.to(moment_N.dtype).unsqueeze(-1) for value in found)
-        return log_shape(moment_N, moment, mean, self.variance_base)
+        moment_1, mean_1 = (value.unsqueeze(-1) for value in found)
+        peak_1 = torch.maximum(peak_1, moment_1)
+        moment_1, highest_1, mean_1 = (
+            value.to(moment_N.dtype) for value in (moment_1, peak_1, mean_1)
+        )
+        return log_shape(moment_N, moment_1, highest_1, mean_1, self.variance_base), peak_1
 
     def _distribution(self, explanation: Explanation, features_NF: Tensor) -> UpdateDistribution:
         fixed = self.kl_prior_mean == "fixed_moments"
