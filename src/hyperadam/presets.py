@@ -116,12 +116,12 @@ PRESETS: dict[str, MetaTrainConfig] = {
     # The VarBlock alone, of weights (`init`) whose mean stays as it is.
     "broad-variance": dataclasses.replace(
         _BROAD,
-        rule=dataclasses.replace(_BROAD_RULE, variance_base=0.003, kl_prior_scale=100.0),
+        rule=dataclasses.replace(_BROAD_RULE, variance_base=0.001, kl_prior_scale=100.0),
         meta_parameters="linear_var1.*",
         random_scaling=1.0,
         interleaved_runs=16,
         inner_runs=40,
-        kl_weight=5e-6,
+        kl_weight=2e-6,
         meta_lr=0.03,
     ),
     # Seconds: for tests and for trying out the command.

@@ -118,9 +118,9 @@ def test_each_part_keeps_its_own_peak(kernel, dtype):
     assert float(peaks[1]) < 0.2 * float(peaks[0])
     added = stepper.values("log_var") - unshaped.values("log_var")
     of_first, of_second = (
-        values + torch.log1p(fields["exp_avg_sq_NK"][:, 1] / correction / moments[-1] / 0.03)
-        for values, fields, correction in zip(
-            added.split([30, 65]), map(stepper.fields, (0, 1)), corrections, strict=True
+        values + torch.log1p(fields["exp_avg_sq_NK"][:, 1] / correction / peak / 0.03)
+        for values, fields, correction, peak in zip(
+            added.split([30, 65]), map(stepper.fields, (0, 1)), corrections, peaks, strict=True
         )
     )
     mean_square = stepper.values("mean").double().square().mean()
