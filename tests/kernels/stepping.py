@@ -20,7 +20,7 @@ class Stepper:
         shape = (tiles, self.layout.num_rows, TILE)
         self.state = TiledState(torch.zeros(shape, dtype=state_dtype or dtype))
         self.steps = torch.zeros(len(counts), dtype=torch.int64)
-        self.peaks = torch.zeros(len(counts), dtype=torch.float64)
+        self.peak = torch.zeros(1, dtype=torch.float64) if rule.has_peak else None
         grad, mean, log_var = torch.zeros(3, tiles * TILE, dtype=dtype)
         self.lanes = Lanes(grad, mean, log_var if rule.has_variance else None, direction=grad)
 
@@ -30,12 +30,9 @@ class Stepper:
         numbers = [self.number(part) for part in parts]
         for part, grad in zip(parts, grads, strict=True):
             self.lanes.grad[part.lanes] = grad
-        peaks = self.peaks[numbers] if self.rule.has_peak else None
         finite = self.tiled.step(
-            self.state, parts, self.steps[numbers] + 1, self.lanes, reduce, peaks
+            self.state, parts, self.steps[numbers] + 1, self.lanes, reduce, self.peak
         )
-        if peaks is not None:
-            self.peaks[numbers] = peaks
         if bool(finite):
             self.steps[numbers] += 1
         return [self.lanes.direction[part.lanes].clone() for part in parts], bool(finite)

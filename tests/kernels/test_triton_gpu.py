@@ -27,7 +27,11 @@ pytestmark = pytest.mark.skipif(
 RULES = {
     "paper": VariationalHyperAdamRule(),
     "odd": VariationalHyperAdamRule(
-        channels=7, moment_decays=(0.5, 0.9, 0.99), column_norm="rms", candidate_bound=5.0
+        channels=7,
+        moment_decays=(0.5, 0.9, 0.99),
+        column_norm="rms",
+        candidate_bound=5.0,
+        variance_base=0.01,
     ),
     "largest": VariationalHyperAdamRule(channels=32, candidate_bound=2.0, var_block=False),
 }
@@ -48,6 +52,10 @@ def make(rule, counts, state_dtype=torch.float32):
     return tiled, theta, parts, state, lanes
 
 
+def make_peak(rule):
+    return torch.zeros(1, dtype=torch.float64, device=CUDA) if rule.has_peak else None
+
+
 def fill(lanes, parts, step):
     generator = torch.Generator().manual_seed(step)
     for part in parts:
@@ -66,13 +74,16 @@ def test_it_is_the_reference(name):
     other_state = TiledState(state.tiles_TRx.clone())
     other = Lanes(*(None if x is None else x.clone() for x in vars(lanes).values()))
     reference = ReferenceTiledRule(rule, theta)
+    peak, other_peak = make_peak(rule), make_peak(rule)
     index = valid(parts)
     for step in range(1, 6):
         fill(lanes, parts, step)
         other.grad.copy_(lanes.grad)
         steps = torch.full((len(parts),), step, device=CUDA)
-        tiled.step(state, parts, steps, lanes)
-        reference.step(other_state, parts, steps, other)
+        tiled.step(state, parts, steps, lanes, peak_S=peak)
+        reference.step(other_state, parts, steps, other, peak_S=other_peak)
+        if peak is not None:
+            torch.testing.assert_close(peak, other_peak, rtol=1e-5, atol=0)
         for actual, expected in zip(vars(lanes).values(), vars(other).values(), strict=True):
             if actual is not None:
                 scale = float(expected[index].abs().max())
@@ -87,18 +98,20 @@ def test_the_noise_is_bit_for_bit_the_same():
         assert torch.equal(kernel.standard_normal(seed, step, start, 100_000, CUDA).cpu(), expected)
 
 
+@pytest.mark.parametrize("name", ["paper", "odd"])
 @pytest.mark.parametrize("state_dtype", [torch.float32, torch.bfloat16])
-def test_a_step_never_waits_and_repeats_bit_for_bit(state_dtype):
-    rule = RULES["paper"]
+def test_a_step_never_waits_and_repeats_bit_for_bit(state_dtype, name):
+    rule = RULES[name]
     results = []
     for _ in range(2):
+        peak = make_peak(rule)
         tiled, _, parts, state, lanes = make(rule, COUNTS, state_dtype)
         steps = torch.ones(len(parts), dtype=torch.int64, device=CUDA)
         fill(lanes, parts, 0)
-        tiled.step(state, parts, steps, lanes)  # plans and compiles
+        tiled.step(state, parts, steps, lanes, peak_S=peak)  # plans and compiles
         torch.cuda.set_sync_debug_mode("error")
         try:
-            tiled.step(state, parts, steps + 1, lanes)
+            tiled.step(state, parts, steps + 1, lanes, peak_S=peak)
         finally:
             torch.cuda.set_sync_debug_mode("default")
         results.append((state.tiles_TRx, lanes.direction))

@@ -377,15 +377,19 @@ def test_the_meta_loss_may_be_of_the_batch_to_come(monkeypatch):
         assert all(torch.equal(mine, theirs) for mine, theirs in pairs)
 
 
-def test_varied_runs_resume_with_the_same_bits():
-    whole = MetaTrainer(VARIED)
+@pytest.mark.parametrize("settings", [[], ["rule.variance_base=0.01"]])
+def test_varied_runs_resume_with_the_same_bits(settings):
+    config = VARIED.with_overrides(settings)
+    whole = MetaTrainer(config)
     for _ in range(14):
         whole.meta_step()
-    first = MetaTrainer(VARIED)
+    first = MetaTrainer(config)
     for _ in range(9):
         first.meta_step()
-    second = MetaTrainer(VARIED)
-    second.load_state(first.state())
+    second = MetaTrainer(config)
+    saved = first.state()
+    assert any(name.endswith("peak_1") for name in saved) == config.rule.has_peak
+    second.load_state(saved)
     for _ in range(5):
         second.meta_step()
     assert_same(theta_of(second), theta_of(whole))

@@ -58,13 +58,35 @@ def test_it_is_the_largest_mean_square_of_all_gradients(backend):
         assert peak(optimizer, param) == pytest.approx(first)
 
 
-def test_one_that_joins_later_has_its_own():
+def test_one_that_joins_later_has_it_too():
     first, second = make_params(4, 5)
     optimizer = make([first])
     train(optimizer, [first], range(4))
+    before = peak(optimizer, first)
     optimizer.add_param_group({"params": [second]})
     train(optimizer, [first, second], range(4, 5))
-    assert 0 < peak(optimizer, second) < 0.2 * peak(optimizer, first)
+    assert peak(optimizer, first) == peak(optimizer, second) == before > 0
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_steps_of_empty_parameters_leave_it(backend):
+    params = make_params(4, 0, (0, 3))
+    optimizer = make(params, backend=backend)
+    train(optimizer, params, range(2))
+    before = peak(optimizer, params[0])
+    params[0].grad = None
+    optimizer.step()
+    assert peak(optimizer, params[0]) == before > 0
+
+
+def test_dropped_with_the_state_of_all_parameters():
+    params = make_params(4, 5)
+    optimizer = make(params)
+    train(optimizer, params, range(2))
+    optimizer.state.clear()
+    train(optimizer, params, range(4, 5))
+    grads = torch.cat([param.grad.flatten() for param in params])
+    assert peak(optimizer, params[0]) == pytest.approx(float(grads.square().mean()))
 
 
 def test_optimizers_without_it_have_none():
@@ -81,6 +103,17 @@ def test_a_state_without_it_is_refused():
     saved = optimizer.state_dict()
     del saved["state"][0]["peak"]
     with pytest.raises(ValueError, match=r"state holds .* expected .*'peak'"):
+        make(copies(params)).load_state_dict(saved)
+
+
+@pytest.mark.parametrize("bad", [-1.0, math.nan, math.inf])
+def test_a_state_with_an_impossible_one_is_refused(bad):
+    params = make_params(5)
+    optimizer = make(params)
+    train(optimizer, params, range(2))
+    saved = optimizer.state_dict()
+    saved["state"][0]["peak"] = torch.tensor(bad, dtype=torch.float64)
+    with pytest.raises(ValueError, match="peak is no mean square"):
         make(copies(params)).load_state_dict(saved)
 
 

@@ -430,19 +430,12 @@ def test_the_variance_falls_with_the_gradients_from_the_highest_that_they_were(g
     torch.testing.assert_close(of_shaped.log_var_N.exp(), variance_N)
 
 
-def test_joined_states_keep_their_peaks():
+def test_joined_states_have_the_higher_peak():
     rule = VariationalHyperAdamRule(channels=3, variance_base=0.2)
-    theta = random_theta(rule, F64)
-    old = run(rule, theta, 10 * torch.randn(6, 3, dtype=F64))[1]
-    new = rule.init_state(2, dtype=F64)
-    peak = float(old.peak_1)
-    joined = cat_states([old, new], [3, 2])
-    assert joined.peak_1.tolist() == [peak] * 3 + [0.0] * 2
-    after = run(rule, theta, torch.randn(1, 5, dtype=F64), joined)[1]
-    first, second = after.peak_1.split([3, 2])
-    assert first.tolist() == [peak] * 3
-    assert 0 < float(second[0]) == float(second[1]) < peak
-    assert cat_states([old, old], [3, 3]).peak_1.shape == (1,)
+    old = run(rule, random_theta(rule, F64), 10 * torch.randn(6, 3, dtype=F64))[1]
+    joined = cat_states([rule.init_state(2, dtype=F64), old], [2, 3])
+    assert torch.equal(joined.peak_1, old.peak_1)
+    assert float(joined.peak_1) > 0
 
 
 def test_without_gradients_there_is_no_variance_to_speak_of():

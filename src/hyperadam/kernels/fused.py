@@ -152,7 +152,7 @@ class FusedTiledRule(TiledRule):
         steps_P: Tensor,
         lanes: Lanes,
         reduce: Reduce | None = None,
-        peaks_P: Tensor | None = None,
+        peak_S: Tensor | None = None,
     ) -> Tensor:
         passes, tiles, dtype = self.passes, state.tiles_TRx, lanes.grad.dtype
         self._prepare(tuple(parts), tiles.device)
@@ -183,16 +183,16 @@ class FusedTiledRule(TiledRule):
         old_h_SH.copy_(torch.where(finite, h_SH, old_h_SH))
         old_m_SH.copy_(torch.where(finite, m_SH, old_m_SH))
         if passes.rule.variance_base is not None:
-            assert peaks_P is not None
-            new_peaks_P = self._shape_variance(tiles, steps_P, peaks_P, lanes, flagged)
-            peaks_P.copy_(torch.where(finite, new_peaks_P, peaks_P))
+            assert peak_S is not None
+            new_peak_S = self._shape_variance(tiles, steps_P, peak_S, lanes, flagged)
+            peak_S.copy_(torch.where(finite, new_peak_S, peak_S))
         return finite
 
     def _shape_variance(
         self,
         tiles: Tensor,
         steps_P: Tensor,
-        peaks_P: Tensor,
+        peak_S: Tensor,
         lanes: Lanes,
         reduce: Reduce | None,
     ) -> Tensor:
@@ -213,23 +213,24 @@ class FusedTiledRule(TiledRule):
             self._counts_S,
             reduce,
         )
-        moment_P, mean_P = moment_S[self._segments_P], mean_S[self._segments_P]
-        peaks_P = torch.maximum(peaks_P, moment_P)
-        of_all = (values_P.to(dtype).unbind() for values_P in (moment_P, peaks_P, mean_P))
+        peak_S = torch.maximum(peak_S, moment_S)
+        of_all = (
+            values_S.to(dtype)[self._segments_P].unbind() for values_S in (moment_S, peak_S, mean_S)
+        )
         of_part = [
             log_shape(moment_N, moment, peak, mean, base)
             for moment_N, moment, peak, mean in zip(of_part, *of_all, strict=True)
         ]
         torch._foreach_add_([lanes.log_var[part.lanes] for part in parts], of_part)
         if lanes.direction is None:
-            return peaks_P
+            return peak_S
         torch._foreach_mul_(of_part, 0.5)
         torch._foreach_exp_(of_part)  # what the standard deviation is multiplied by
         directions = [lanes.direction[part.lanes] for part in parts]
         torch._foreach_sub_(directions, means)
         torch._foreach_mul_(directions, of_part)
         torch._foreach_add_(directions, means)
-        return peaks_P
+        return peak_S
 
     def _sum_by_segment(self, of_part: list[Tensor]) -> Tensor:
         total_S = torch.zeros_like(self._counts_S)

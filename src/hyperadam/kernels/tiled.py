@@ -17,7 +17,6 @@ from hyperadam.rule import (
     RuleState,
     Theta,
     rounding_words,
-    spread_scalars,
     standard_normal,
 )
 
@@ -111,7 +110,7 @@ class TiledRule(abc.ABC):
         steps_P: Tensor,
         lanes: Lanes,
         reduce: Reduce | None = None,
-        peaks_P: Tensor | None = None,
+        peak_S: Tensor | None = None,
     ) -> Tensor:
         """One step of ``parts``, in place; other tiles stay as they are.
 
@@ -122,8 +121,8 @@ class TiledRule(abc.ABC):
             lanes: gradient in, update out.
             reduce: see :func:`~hyperadam.rule.normalize.unit_columns`. Its first vector has one
                 number more, for whether the gradient is finite on all shards.
-            peaks_P: ``peak_1`` of each part's state, float64, on the device, for a rule that
-                :attr:`~hyperadam.rule.Rule.has_peak`; changed in place.
+            peak_S: ``peak_1`` of each segment's state, float64, on the device; changed in place.
+                None for a rule that has none (:attr:`~hyperadam.rule.Rule.has_peak`).
 
         Returns:
             bool of shape (), on the device: whether the gradient was finite, with no number
@@ -152,7 +151,7 @@ class ReferenceTiledRule(TiledRule):
         steps_P: Tensor,
         lanes: Lanes,
         reduce: Reduce | None = None,
-        peaks_P: Tensor | None = None,
+        peak_S: Tensor | None = None,
     ) -> Tensor:
         grad_N = torch.cat([lanes.grad[part.lanes] for part in parts])
         finite = is_finite(grad_N)
@@ -160,7 +159,7 @@ class ReferenceTiledRule(TiledRule):
         if flagged is None and not bool(finite):
             return finite
         counts = [part.count for part in parts]
-        before = self._join(state, parts, steps_P - 1, peaks_P, grad_N)
+        before = self._join(state, parts, steps_P - 1, peak_S, grad_N)
         update, new = self.rule.step(self.theta, before, grad_N, flagged)
         if flagged is not None:
             if not flagged.called:  # a rule without column norms
@@ -193,11 +192,8 @@ class ReferenceTiledRule(TiledRule):
                 for part, values in zip(parts, values_N.split(counts), strict=True):
                     out[part.lanes] = values
         self._scatter(new, state, parts, steps_P)
-        if peaks_P is not None and len(new.peak_1) == 1:
-            peaks_P.copy_(new.peak_1.expand_as(peaks_P))
-        elif peaks_P is not None:
-            firsts = torch.tensor([0, *counts[:-1]], device=peaks_P.device).cumsum(0)
-            peaks_P.copy_(new.peak_1[firsts.clamp_max(len(grad_N) - 1)])
+        if peak_S is not None:
+            peak_S.copy_(new.peak_1)
         return finite
 
     def _join(
@@ -205,7 +201,7 @@ class ReferenceTiledRule(TiledRule):
         state: TiledState,
         parts: Sequence[Part],
         taken_P: Tensor,
-        peaks_P: Tensor | None,
+        peak_S: Tensor | None,
         like_N: Tensor,
     ) -> RuleState:
         """The parts' state as the rule has it."""
@@ -217,11 +213,13 @@ class ReferenceTiledRule(TiledRule):
             for field in dataclasses.fields(RuleState)
             if field.name not in SCALAR_FIELDS
         }
-        counts_P = torch.tensor([part.count for part in parts], device=taken_P.device)
-        if peaks_P is None:
-            peaks_P = torch.zeros(1, dtype=torch.float64, device=taken_P.device)
-        peak = spread_scalars(peaks_P, counts_P)
-        return RuleState(spread_scalars(taken_P, counts_P), peak_1=peak.reshape(-1), **fields)
+        counts = torch.tensor([part.count for part in parts], device=taken_P.device)
+        same = bool((taken_P == taken_P[0]).all())
+        step = taken_P[0] if same else taken_P.repeat_interleave(counts)
+        assert (peak_S is not None) == self.rule.has_peak
+        if peak_S is None:
+            peak_S = torch.zeros(1, dtype=torch.float64, device=taken_P.device)
+        return RuleState(step=step, peak_1=peak_S, **fields)
 
     def _scatter(
         self, new: RuleState, state: TiledState, parts: Sequence[Part], steps_P: Tensor

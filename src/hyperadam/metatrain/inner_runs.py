@@ -15,7 +15,7 @@ from hyperadam.metatrain.evolution import Perturbations, PerturbedRule
 from hyperadam.metatrain.task_group import TaskGroup
 from hyperadam.metatrain.unroll import InnerState, Unroll, unroll
 from hyperadam.ranks import Ranks
-from hyperadam.rule import RuleState, Theta
+from hyperadam.rule import Theta
 from hyperadam.tasks import Batch, ConvexTask, RandomScaling, SumOfTasks, Task, derive_seed
 
 
@@ -151,7 +151,7 @@ class InnerRuns:
     def state(self) -> dict[str, Tensor]:
         """Parameters, rule state and coherence, if it counts, by name. Several processes call this
         together; the first one's has the inner runs of all."""
-        state = self.carry.rule_state.unpack().tensors()
+        state = self._rule_tensors()
         own = {"params": self.carry.params_BN}
         if self.carry.coherence_B is not None:
             own["coherence"] = self.carry.coherence_B
@@ -170,7 +170,7 @@ class InnerRuns:
             raise ValueError("the position is outside the run")
         shaped = {
             name: self._own_share(tensors[f"rule.{name}"], value)
-            for name, value in self.carry.rule_state.unpack().tensors().items()
+            for name, value in self._rule_tensors().items()
         }
         if not 0 <= int(shaped["step"]) <= self.config.trajectory_length:
             raise ValueError("the inner step is outside the run")
@@ -178,8 +178,17 @@ class InnerRuns:
         coherence_B = self.carry.coherence_B
         if coherence_B is not None:
             coherence_B = self._own_share(tensors["coherence"], coherence_B)
-        self.carry = InnerState(params_BN, self.rule.pack(RuleState(**shaped)), coherence_B)
+        before = self.carry.rule_state.unpack()
+        state = self.rule.pack(dataclasses.replace(before, **shaped))
+        self.carry = InnerState(params_BN, state, coherence_B)
         self.unrolls = unrolls
+
+    def _rule_tensors(self) -> dict[str, Tensor]:
+        """What is to be saved of the rule's state: ``peak_1`` if it is used."""
+        tensors = self.carry.rule_state.unpack().tensors()
+        if not self.config.rule.has_peak:
+            del tensors["peak_1"]
+        return tensors
 
     def _own_share(self, saved: Tensor, like: Tensor) -> Tensor:
         """This process's inner runs of a saved tensor."""

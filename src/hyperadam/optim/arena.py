@@ -60,6 +60,8 @@ class Arena:
         lanes: the buffers of a step.
         steps_P: steps that each parameter has taken.
         scalars: what there is one number of for each parameter, by its key in a state dict.
+        peak_S: the rule's ``peak_1``, if it has one: of all parameters together, so that it is one
+            memory behind the scalars of that name.
 
     Raises:
         OutOfMemoryError: the state does not fit; the message has the bytes.
@@ -103,10 +105,13 @@ class Arena:
         log_var = lanes[2] if rule.has_variance else None
         self.lanes = Lanes(lanes[0], lanes[1], log_var, direction=lanes[0])
         self.steps_P = torch.zeros(len(params), dtype=torch.int64, device=device)
-        self.scalars = {
-            name: self.steps_P if name == "step" else self.steps_P.double()
-            for name in scalars_of(rule, calibrate=calibrate)
-        }
+        self.scalars = {"step": self.steps_P}
+        if calibrate:
+            self.scalars["coherence"] = self.steps_P.double()
+        self.peak_S: Tensor | None = None
+        if rule.has_peak:
+            self.peak_S = torch.zeros(1, dtype=torch.float64, device=device)
+            self.scalars["peak"] = self.peak_S.expand(len(params))
         self._shapes = [local(param).shape for param in params]
 
     def view(self, lanes: Tensor, number: int) -> Tensor:
@@ -126,8 +131,11 @@ class Arena:
     def reset(self, number: int) -> None:
         """Set a parameter's state to that before its first step."""
         self._tiles(number).zero_()
-        for values_P in self.scalars.values():
-            values_P[number] = 0
+        for name, values_P in self.scalars.items():
+            if name != "peak":
+                values_P[number] = 0
+        if self.peak_S is not None and not bool(self.steps_P.any()):
+            self.peak_S.zero_()  # it was the last one
         self.state.squares = None
 
     def load(self, number: int, fields: Mapping[str, Tensor]) -> None:

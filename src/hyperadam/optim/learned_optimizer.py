@@ -367,6 +367,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
             for param in [key for key, entry in self.state.items() if isinstance(entry, Entry)]:
                 del self.state[param]
         arena = Arena(params, device, rule, dtype, state_dtype, calibrate=self.calibrate)
+        if arena.peak_S is not None and old is not None and old.peak_S is not None:
+            arena.peak_S.copy_(old.peak_S)
         for param, number in arena.index.items():
             entry = self.state.get(param)
             if entry:
@@ -476,7 +478,9 @@ class LearnedOptimizer(torch.optim.Optimizer):
         self._gather(active, directions)
         steps_P = arena.steps_P[self._active_numbers] + 1
         with torch.autocast(steps_P.device.type, enabled=False):  # a user's may be around step()
-            finite = self._step(arena, parts, steps_P, self._active_numbers)
+            finite = self._tiled_rule.step(
+                arena.state, parts, steps_P, arena.lanes, self._reduce, arena.peak_S
+            )
         if self._stopped_by(finite, active):
             return
         on_cpu = finite.device.type == "cpu"
@@ -489,21 +493,6 @@ class LearnedOptimizer(torch.optim.Optimizer):
             self._scale_by_coherence(arena, parts, directions, finite)
         self._move(active, directions, finite)
         self._stepped.update(each.key for each in active)
-
-    def _step(
-        self, arena: Arena, parts: Sequence[Part], steps_P: Tensor, numbers: Tensor | None
-    ) -> Tensor:
-        """The rule's step of parts, the parameters of these numbers; None: of no parameter."""
-        peaks = arena.scalars.get("peak")
-        own_P = None
-        if peaks is not None:
-            own_P = peaks.new_zeros(len(parts)) if numbers is None else peaks[numbers]
-        finite = self._tiled_rule.step(
-            arena.state, parts, steps_P, arena.lanes, self._reduce, own_P
-        )
-        if peaks is not None and own_P is not None and numbers is not None:
-            peaks[numbers] = own_P
-        return finite
 
     def _take_up(self, arena: Arena, param: Tensor) -> None:
         """Have the arena agree with a parameter's entry, where that was changed from outside."""
@@ -522,7 +511,9 @@ class LearnedOptimizer(torch.optim.Optimizer):
         """The sums of a step in which this process has nothing to move, and others may have."""
         nothing = (Part(0, 0),)
         steps_P = torch.ones(1, dtype=torch.int64, device=arena.steps_P.device)
-        finite = self._step(arena, nothing, steps_P, None)
+        finite = self._tiled_rule.step(
+            arena.state, nothing, steps_P, arena.lanes, self._reduce, arena.peak_S
+        )
         if self._stopped_by(finite, []):
             return
         self._redirect(arena.lanes, nothing, steps_P)
@@ -855,6 +846,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 )
             else:
                 require(saved[name].is_floating_point(), f"{name} is {saved[name].dtype}")
+            if name == "peak":
+                require(0 <= float(saved[name]) < math.inf, "peak is no mean square")
 
     def __getstate__(self) -> dict[str, Any]:
         kept = (

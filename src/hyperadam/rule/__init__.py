@@ -27,7 +27,6 @@ from hyperadam.rule.rule import (
     UpdateDistribution,
     VariationalHyperAdamRule,
     cat_states,
-    spread_scalars,
 )
 
 RULES: dict[str, type[Rule]] = {
@@ -61,7 +60,6 @@ __all__ = [
     "mean_coherence",
     "round_stochastically",
     "rounding_words",
-    "spread_scalars",
     "standard_normal",
     "unit_columns",
 ]

@@ -55,8 +55,7 @@ class RuleState:
         m_NH, v_NH: moments of the candidate directions, uncorrected.
         m_corr_NH, v_corr_NH: their correction accumulators.
         peak_1: the largest mean square of the gradient so far, which ``variance_base`` asks for
-            (:func:`~hyperadam.rule.var_block.log_shape`); float64 of shape (1,) or, where it
-            differs, (N,).
+            (:func:`~hyperadam.rule.var_block.log_shape`); float64 of shape (1,).
     """
 
     step: Tensor
@@ -352,29 +351,19 @@ def _fan_in_scale(base: float | None, shape: Sequence[int]) -> float:
 
 
 def cat_states(states: Sequence[RuleState], sizes: Sequence[int]) -> RuleState:
-    """Join states of ``sizes`` coordinates; their steps and peaks may differ."""
+    """Join states of ``sizes`` coordinates; their steps may differ."""
     columns = {
         name: torch.cat([state.tensors()[name] for state in states])
         for name in states[0].tensors()
         if name not in SCALAR_FIELDS
     }
-    repeats = torch.tensor(sizes, device=columns["h_NLH"].device)
-    step = spread_scalars(torch.stack([state.step for state in states]), repeats)
-    peak = spread_scalars(torch.cat([state.peak_1 for state in states]), repeats)
-    return RuleState(step=step, peak_1=peak.reshape(-1), **columns)
-
-
-def spread_scalars(values_P: Tensor, counts_P: Tensor) -> Tensor:
-    """One number for each of P parts as one for all, of shape (), or, where they differ, as one
-    for each of their coordinates.
-
-    Args:
-        values_P: the numbers.
-        counts_P: coordinates of each part, on the device that the result is to be on.
-    """
-    if bool((values_P == values_P[0]).all()):
-        return values_P[0]
-    return values_P.to(counts_P.device).repeat_interleave(counts_P)
+    peak_1 = torch.stack([state.peak_1 for state in states]).amax(0)
+    steps = torch.stack([state.step for state in states])
+    if bool((steps == steps[0]).all()):
+        return RuleState(step=steps[0], peak_1=peak_1, **columns)
+    device = columns["h_NLH"].device
+    repeats = torch.tensor(sizes, device=device)
+    return RuleState(step=steps.to(device).repeat_interleave(repeats), peak_1=peak_1, **columns)
 
 
 def init_linear(shape: tuple[int, ...], generator: torch.Generator, dtype: torch.dtype) -> Tensor:
@@ -701,7 +690,7 @@ class VariationalHyperAdamRule(AdamCandidatesRule):
                 independent problems.
             mean_N: the update's mean.
             step: the number of the step, of shape () or (N,).
-            peak_1: the largest mean square before it, of shape (1,) or (N,).
+            peak_1: the largest mean square before it, of shape (1,), behind the leading dimensions.
             reduce: sums over shards, where these are not all coordinates.
         """
         assert self.variance_base is not None
