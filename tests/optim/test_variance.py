@@ -11,9 +11,9 @@ from conftest import make_weights
 from hyperadam import VariationalHyperAdam
 from hyperadam.rule import VariationalHyperAdamRule
 
-DECAY = 0.9
-RULE = VariationalHyperAdamRule(channels=4, moment_decays=(0.5, DECAY), variance_base=0.1)
-WEIGHTS = make_weights(RULE)
+WEIGHTS = make_weights(
+    VariationalHyperAdamRule(channels=4, moment_decays=(0.5, 0.9), variance_base=0.1)
+)
 
 
 def make(params, **settings):

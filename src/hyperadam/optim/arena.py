@@ -106,10 +106,11 @@ class Arena:
         self.lanes = Lanes(lanes[0], lanes[1], log_var, direction=lanes[0])
         self.steps_P = torch.zeros(len(params), dtype=torch.int64, device=device)
         self.scalars = {"step": self.steps_P}
-        if calibrate:
-            self.scalars["coherence"] = self.steps_P.double()
         self.peak_S: Tensor | None = None
-        if rule.has_peak:
+        names = scalars_of(rule, calibrate=calibrate)
+        if "coherence" in names:
+            self.scalars["coherence"] = self.steps_P.double()
+        if "peak" in names:
             self.peak_S = torch.zeros(1, dtype=torch.float64, device=device)
             self.scalars["peak"] = self.peak_S.expand(len(params))
         self._shapes = [local(param).shape for param in params]
