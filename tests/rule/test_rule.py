@@ -400,7 +400,7 @@ def test_the_variance_is_narrower_where_the_gradient_is_large():
     ages = torch.arange(3, -1, -1, dtype=F64)
     moment_N = (0.9 ** ages.unsqueeze(1) * grads.square()).sum(0) / (0.9**ages).sum()
     peak = peak_of(grads, 0.9)
-    factor_N = peak / moment_N.mean() * (1 + moment_N / peak / base)
+    factor_N = peak / moment_N.mean() * (1 + moment_N / moment_N.mean() / base)
     variance_N = of_plain.log_var_N.exp() * of_plain.mean_N.square().mean() / factor_N
     torch.testing.assert_close(of_narrow.log_var_N.exp(), variance_N)
     assert torch.equal(of_narrow.mean_N, of_plain.mean_N)
@@ -425,7 +425,7 @@ def test_the_variance_falls_with_the_gradients_from_the_highest_that_they_were(g
     assert float(state.peak_1) == pytest.approx(peak_of(grads, 0.9))
     left = float(state.exp_avg_sq_NK[:, 1].mean()) / (1 - 0.9**30) / float(state.peak_1)
     assert left == pytest.approx(1.0) if growth > 1 else 0 < left < 0.1
-    factor = left / (1 + left / 0.2)  # all coordinates have one second moment
+    factor = left / (1 + 1 / 0.2)  # all coordinates have one second moment
     variance_N = of_plain.log_var_N.exp() * of_plain.mean_N.square().mean() * factor
     torch.testing.assert_close(of_shaped.log_var_N.exp(), variance_N)
 

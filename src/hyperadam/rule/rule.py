@@ -577,9 +577,9 @@ class VariationalHyperAdamRule(AdamCandidatesRule):
         var_block: predict the update's variance; without it the rule is deterministic.
         variance_base: with b, the variance is multiplied by the mean square of the update's mean
             and by what is left of the largest mean square of the gradient, and divided by
-            ``1 + r/b``, where r is a coordinate's second moment of the longest memory over that
-            largest (:func:`~hyperadam.rule.var_block.log_shape`); None, as in the paper: it is
-            neither.
+            ``1 + r/b``, where r is a coordinate's second moment of the longest memory over the
+            mean of all (:func:`~hyperadam.rule.var_block.log_shape`); None, as in the paper: it
+            is neither.
         kl_prior_mean: the prior's mean in the KL term. ``"none"`` leaves the mean out of the
             term, as the paper's experiments do; ``"fixed_moments"`` takes the direction of the
             first fixed moment.

@@ -43,9 +43,9 @@ def log_shape(moment_N: Tensor, moment: Tensor, peak: Tensor, mean: Tensor, base
     """What the log-variance has beside the VarBlock's: ``log(mean² f / (1 + r / base))``.
 
     Here mean² is the mean square of the update's mean over all coordinates, f that of the gradient
-    over the largest that it has been, and r a coordinate's second moment of the gradient over the
-    same, which stands for the curvature, as in Fisher's information matrix (docs/method.md, "The
-    variance's shape").
+    over the largest that it has been, and r a coordinate's second moment of the gradient over that
+    mean square as it is now, which stands for the curvature, as in Fisher's information matrix
+    (docs/method.md, "The variance's shape").
 
     Args:
         moment_N: second moments.
@@ -53,9 +53,9 @@ def log_shape(moment_N: Tensor, moment: Tensor, peak: Tensor, mean: Tensor, base
         peak: the largest ``moment`` so far, this one among them, likewise.
         base: the rule's ``variance_base``.
     """
-    peak = peak.clamp_min(SMALLEST_SQUARE)
-    common = (mean * moment / peak).clamp_min(SMALLEST_SQUARE)
-    return common.log() - torch.log1p(moment_N / (base * peak))
+    fall = moment / peak.clamp_min(SMALLEST_SQUARE)
+    common = (mean * fall).clamp_min(SMALLEST_SQUARE)
+    return common.log() - torch.log1p(moment_N / (base * moment.clamp_min(SMALLEST_SQUARE)))
 
 
 def sample_update(mean_N: Tensor, log_var_N: Tensor, noise_N: Tensor) -> Tensor:
