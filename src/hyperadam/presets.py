@@ -116,7 +116,9 @@ PRESETS: dict[str, MetaTrainConfig] = {
     # The VarBlock alone, of weights (`init`) whose mean stays as it is.
     "broad-variance": dataclasses.replace(
         _BROAD,
-        rule=dataclasses.replace(_BROAD_RULE, variance_base=0.001, kl_prior_scale=100.0),
+        rule=dataclasses.replace(
+            _BROAD_RULE, variance_base=0.001, variance_floor=0.01, kl_prior_scale=100.0
+        ),
         meta_parameters="linear_var1.*",
         random_scaling=1.0,
         interleaved_runs=16,

@@ -24,7 +24,9 @@ KERNELS = ["reference", *cpu.instruction_sets()]
 RULES = {
     "paper": VariationalHyperAdamRule(),
     "small": VariationalHyperAdamRule(channels=4, column_norm="rms", candidate_bound=5.0),
-    "odd": VariationalHyperAdamRule(channels=7, moment_decays=(0.5, 0.99, 0.9), variance_base=0.03),
+    "odd": VariationalHyperAdamRule(
+        channels=7, moment_decays=(0.5, 0.99, 0.9), variance_base=0.03, variance_floor=0.1
+    ),
     "largest": VariationalHyperAdamRule(channels=32, candidate_bound=2.0, var_block=False),
 }
 

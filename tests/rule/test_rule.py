@@ -31,7 +31,7 @@ OPTIONS = {
     "rms": VariationalHyperAdamRule(channels=3, column_norm="rms"),
     "bound": VariationalHyperAdamRule(channels=3, candidate_bound=0.5),
     "decays": VariationalHyperAdamRule(channels=3, moment_decays=(0.5, 0.9, 0.99)),
-    "variance base": VariationalHyperAdamRule(channels=3, variance_base=0.03),
+    "variance base": VariationalHyperAdamRule(channels=3, variance_base=0.03, variance_floor=0.2),
     "no variance": VariationalHyperAdamRule(channels=3, var_block=False),
     "no lstm": VariationalHyperAdamRule(channels=3, lstm=False),
     "no preprocessing": VariationalHyperAdamRule(channels=3, state_layers=2, preprocessing=False),
@@ -77,6 +77,7 @@ def test_the_papers_values_are_the_defaults():
         "moment_decays": (0.95,),
         "var_block": True,
         "variance_base": None,
+        "variance_floor": 0.0,
         "kl_prior_mean": "none",
         "kl_prior_scale": 1.0,
     }
@@ -390,18 +391,20 @@ def test_the_learning_rate_of_attentions_projections(shape, scale):
     assert VariationalHyperAdamRule().lr_scale(shape, attention=True) == 1.0
 
 
-def test_the_variance_is_narrower_where_the_gradient_is_large():
+@pytest.mark.parametrize("floor", [0.0, 0.3])
+def test_the_variance_is_narrower_where_the_gradient_is_large(floor):
     base = 0.2
     plain = VariationalHyperAdamRule(channels=3, moment_decays=(0.5, 0.9, 0.8))
-    narrow = dataclasses.replace(plain, variance_base=base)
+    narrow = dataclasses.replace(plain, variance_base=base, variance_floor=floor)
     theta = random_theta(plain, F64)
     grads = torch.tensor([0.0, 0.1, 1.0, 3.0], dtype=F64) * torch.randn(4, 4, dtype=F64)
     of_plain, of_narrow = (run(rule, theta, grads)[0] for rule in (plain, narrow))
     ages = torch.arange(3, -1, -1, dtype=F64)
     moment_N = (0.9 ** ages.unsqueeze(1) * grads.square()).sum(0) / (0.9**ages).sum()
     peak = peak_of(grads, 0.9)
-    factor_N = peak / moment_N.mean() * (1 + moment_N / moment_N.mean() / base)
-    variance_N = of_plain.log_var_N.exp() * of_plain.mean_N.square().mean() / factor_N
+    q_N = moment_N / moment_N.mean() / base
+    factor_N = moment_N.mean() / peak * (1 + floor * q_N) / (1 + q_N)
+    variance_N = of_plain.log_var_N.exp() * of_plain.mean_N.square().mean() * factor_N
     torch.testing.assert_close(of_narrow.log_var_N.exp(), variance_N)
     assert torch.equal(of_narrow.mean_N, of_plain.mean_N)
 
@@ -475,6 +478,10 @@ def test_sample():
         (VariationalHyperAdamRule, {"variance_base": 0.0}, "variance_base"),
         (VariationalHyperAdamRule, {"variance_base": math.inf}, "variance_base"),
         (VariationalHyperAdamRule, {"variance_base": 1, "var_block": False}, "with var_block"),
+        (VariationalHyperAdamRule, {"variance_floor": 0.1}, "with variance_base"),
+        (VariationalHyperAdamRule, {"variance_base": 1, "variance_floor": 1.0}, "between 0 and 1"),
+        (VariationalHyperAdamRule, {"variance_base": 1, "variance_floor": -0.1}, "variance_floor"),
+        (VariationalHyperAdamRule, {"variance_base": 1, "variance_floor": None}, "variance_floor"),
         (VariationalHyperAdamRule, {"lstm": 0}, "lstm must be True or False"),
         (VariationalHyperAdamRule, {"lstm": False, "preprocessing": False}, "both be False"),
         (VariationalHyperAdamRule, {"lstm": False, "state_layers": 2}, "state_layers"),

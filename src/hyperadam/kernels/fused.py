@@ -218,7 +218,7 @@ class FusedTiledRule(TiledRule):
             values_S.to(dtype)[self._segments_P].unbind() for values_S in (moment_S, peak_S, mean_S)
         )
         of_part = [
-            log_shape(moment_N, moment, peak, mean, base)
+            log_shape(moment_N, moment, peak, mean, base, rule.variance_floor)
             for moment_N, moment, peak, mean in zip(of_part, *of_all, strict=True)
         ]
         torch._foreach_add_([lanes.log_var[part.lanes] for part in parts], of_part)

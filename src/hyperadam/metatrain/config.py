@@ -50,8 +50,8 @@ class MetaTrainConfig:
         init: weights to begin with, as :func:`hyperadam.load_weights` takes them, of the same rule
             but for what scales its steps or their variance (``fan_in_base``, ``row_mean_base``,
             ``vector_scale``, ``attention_scale``, ``calibrated``, ``variance_base``,
-            ``kl_prior_scale``); null: random ones, as in the papers. As a ``--set`` it takes their
-            ``lr``, channels and moments too.
+            ``variance_floor``, ``kl_prior_scale``); null: random ones, as in the papers. As a
+            ``--set`` it takes their ``lr``, channels and moments too.
         meta_parameters: what of theta is trained, by names and patterns with commas between; the
             rest stays what ``init`` has.
         unroll_length: inner steps that are backpropagated through; at least 20 where the rule is

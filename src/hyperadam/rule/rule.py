@@ -136,7 +136,13 @@ class Explanation:
 BY_LAYER = ("fan_in_base", "row_mean_base", "vector_scale", "attention_scale")
 """Settings of a rule that scale its steps by what a parameter is in its network."""
 
-APART_FROM_THETA = (*BY_LAYER, "calibrated", "variance_base", "kl_prior_scale")
+APART_FROM_THETA = (
+    *BY_LAYER,
+    "calibrated",
+    "variance_base",
+    "variance_floor",
+    "kl_prior_scale",
+)
 """Settings that scale a rule's steps or their variance without theta's knowing: rules that differ
 in these alone can have the same theta."""
 
@@ -580,6 +586,8 @@ class VariationalHyperAdamRule(AdamCandidatesRule):
             ``1 + r/b``, where r is a coordinate's second moment of the longest memory over the
             mean of all (:func:`~hyperadam.rule.var_block.log_shape`); None, as in the paper: it
             is neither.
+        variance_floor: what is left at least of the variance where r is large, a part of that
+            where r is small; 0 to below 1, and 0 without ``variance_base``.
         kl_prior_mean: the prior's mean in the KL term. ``"none"`` leaves the mean out of the
             term, as the paper's experiments do; ``"fixed_moments"`` takes the direction of the
             first fixed moment.
@@ -591,18 +599,24 @@ class VariationalHyperAdamRule(AdamCandidatesRule):
     moment_decays: tuple[float, ...] = (0.95,)
     var_block: bool = True
     variance_base: float | None = None
+    variance_floor: float = 0.0
     kl_prior_mean: Literal["none", "fixed_moments"] = "none"
     kl_prior_scale: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._require_decays("moment_decays")
-        for name in ("variance_base", "kl_prior_scale"):
+        for name in ("variance_base", "variance_floor", "kl_prior_scale"):
             self._normalise(name, float)
         base = self.variance_base
         self._require(
             base is None or (self.var_block and 0 < base < math.inf),
             "variance_base must be None or, with var_block, a positive number",
+        )
+        floor = self.variance_floor
+        self._require(
+            floor is not None and (floor == 0 or (base is not None and 0 < floor < 1)),
+            "variance_floor must be 0 or, with variance_base, a number between 0 and 1",
         )
         self._require(
             self.kl_prior_mean in ("none", "fixed_moments"),
@@ -704,7 +718,8 @@ class VariationalHyperAdamRule(AdamCandidatesRule):
         moment_1, highest_1, mean_1 = (
             value.to(moment_N.dtype) for value in (moment_1, peak_1, mean_1)
         )
-        return log_shape(moment_N, moment_1, highest_1, mean_1, self.variance_base), peak_1
+        base, floor = self.variance_base, self.variance_floor
+        return log_shape(moment_N, moment_1, highest_1, mean_1, base, floor), peak_1
 
     def _distribution(self, explanation: Explanation, features_NF: Tensor) -> UpdateDistribution:
         fixed = self.kl_prior_mean == "fixed_moments"
