@@ -82,7 +82,7 @@ def test_one_task_has_the_bits_of_the_rules_own_step(rule):
 
 def test_the_kernel_narrows_the_variance_as_the_rule_does():
     rule = VariationalHyperAdamRule(
-        channels=4, moment_decays=(0.99, 0.9), variance_base=0.03, variance_floor=0.1
+        channels=4, moment_decays=(0.99, 0.9), variance_base=0.03, variance_floor=0.01
     )
     scale = torch.tensor([0.0, 1e-3, 0.1, 0.1, 1.0, 1.0, 30.0], dtype=F64)
     grads = scale * torch.randn(2, STEPS, 2, N, dtype=F64)
