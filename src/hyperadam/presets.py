@@ -123,7 +123,7 @@ PRESETS: dict[str, MetaTrainConfig] = {
         random_scaling=1.0,
         interleaved_runs=16,
         inner_runs=40,
-        kl_weight=2e-6,
+        kl_weight=4e-6,
         meta_lr=0.03,
     ),
     # Seconds: for tests and for trying out the command.
