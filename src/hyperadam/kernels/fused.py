@@ -20,7 +20,7 @@ from hyperadam.kernels.tiled import FlaggedReduce, Lanes, TiledRule, TiledState
 from hyperadam.kernels.tiles import Part, TileLayout
 from hyperadam.rule import Reduce, Rule, VariationalHyperAdamRule
 from hyperadam.rule.normalize import EPSILON
-from hyperadam.rule.var_block import log_shape, mean_squares
+from hyperadam.rule.var_block import level, mean_squares, narrowing
 
 MAX_CHANNELS = 32
 MAX_DECAYS = 8
@@ -204,34 +204,35 @@ class FusedTiledRule(TiledRule):
         assert lanes.log_var is not None
         row = TileLayout.of(rule).rows["exp_avg_sq_NK"].start + rule.longest_memory
         means = [lanes.mean[part.lanes] for part in parts]
-        of_part = [tiles[part.tiles, row].flatten()[: part.count].to(dtype) for part in parts]
-        corrections_P = rule.moment_correction(steps_P).to(dtype)
-        of_part = list(torch._foreach_mul(of_part, list(corrections_P.unbind())))
+        moments = [tiles[part.tiles, row].flatten()[: part.count].to(dtype) for part in parts]
+        corrections_P = rule.moment_correction(steps_P)
+        totals_P = torch.stack([moment_N.sum(dtype=torch.float64) for moment_N in moments])
+        squares_P = torch.stack(torch._foreach_norm(means, 2, torch.float64)).square()
         moment_S, mean_S = mean_squares(
-            self._sum_by_segment([moment_N.sum(dtype=torch.float64) for moment_N in of_part]),
-            self._sum_by_segment([mean_N.double().square().sum() for mean_N in means]),
+            self._sum_by_segment(totals_P * corrections_P),
+            self._sum_by_segment(squares_P),
             self._counts_S,
             reduce,
         )
         peak_S = torch.maximum(peak_S, moment_S)
-        of_all = (
-            values_S.to(dtype)[self._segments_P].unbind() for values_S in (moment_S, peak_S, mean_S)
-        )
-        of_part = [
-            log_shape(moment_N, moment, peak, mean, base, rule.variance_floor)
-            for moment_N, moment, peak, mean in zip(of_part, *of_all, strict=True)
+        level_P = level(moment_S, peak_S, mean_S)[self._segments_P]
+        # In units of an uncorrected moment.
+        moment_P = (moment_S[self._segments_P] / corrections_P).to(dtype)
+        factors = [
+            narrowing(moment_N, moment, base, rule.variance_floor)
+            for moment_N, moment in zip(moments, moment_P.unbind(), strict=True)
         ]
-        torch._foreach_add_([lanes.log_var[part.lanes] for part in parts], of_part)
+        logs = torch._foreach_log(factors)
+        torch._foreach_add_(logs, list(level_P.log().to(dtype).unbind()))
+        torch._foreach_add_([lanes.log_var[part.lanes] for part in parts], logs)
         if lanes.direction is None:
             return peak_S
-        torch._foreach_mul_(of_part, 0.5)
-        torch._foreach_exp_(of_part)  # what the standard deviation is multiplied by
-        directions = [lanes.direction[part.lanes] for part in parts]
-        torch._foreach_sub_(directions, means)
-        torch._foreach_mul_(directions, of_part)
-        torch._foreach_add_(directions, means)
+        torch._foreach_sqrt_(factors)
+        torch._foreach_mul_(factors, list(level_P.sqrt().to(dtype).unbind()))
+        for part, mean_N, factor_N in zip(parts, means, factors, strict=True):
+            direction_N = lanes.direction[part.lanes]
+            torch.lerp(mean_N, direction_N, factor_N, out=direction_N)
         return peak_S
 
-    def _sum_by_segment(self, of_part: list[Tensor]) -> Tensor:
-        total_S = torch.zeros_like(self._counts_S)
-        return total_S.index_add_(0, self._segments_P, torch.stack(of_part))
+    def _sum_by_segment(self, values_P: Tensor) -> Tensor:
+        return torch.zeros_like(self._counts_S).index_add_(0, self._segments_P, values_P)

@@ -24,8 +24,9 @@ from hyperadam.rule.normalize import ColumnNorm, Reduce
 from hyperadam.rule.state_cell import state_cell
 from hyperadam.rule.var_block import (
     kl_divergence,
-    log_shape,
+    level,
     mean_squares,
+    narrowing,
     sample_update,
     var_block,
 )
@@ -55,7 +56,7 @@ class RuleState:
         m_NH, v_NH: moments of the candidate directions, uncorrected.
         m_corr_NH, v_corr_NH: their correction accumulators.
         peak_1: the largest mean square of the gradient so far, which ``variance_base`` asks for
-            (:func:`~hyperadam.rule.var_block.log_shape`); float64 of shape (1,).
+            (:func:`~hyperadam.rule.var_block.level`); float64 of shape (1,).
     """
 
     step: Tensor
@@ -584,8 +585,7 @@ class VariationalHyperAdamRule(AdamCandidatesRule):
         variance_base: with b, the variance is multiplied by the mean square of the update's mean
             and by what is left of the largest mean square of the gradient, and divided by
             ``1 + r/b``, where r is a coordinate's second moment of the longest memory over the
-            mean of all (:func:`~hyperadam.rule.var_block.log_shape`); None, as in the paper: it
-            is neither.
+            mean of all (:mod:`hyperadam.rule.var_block`); None, as in the paper: it is neither.
         variance_floor: what is left at least of the variance where r is large, a part of that
             where r is small; 0 to below 1, and 0 without ``variance_base``.
         kl_prior_mean: the prior's mean in the KL term. ``"none"`` leaves the mean out of the
@@ -719,7 +719,8 @@ class VariationalHyperAdamRule(AdamCandidatesRule):
             value.to(moment_N.dtype) for value in (moment_1, peak_1, mean_1)
         )
         base, floor = self.variance_base, self.variance_floor
-        return log_shape(moment_N, moment_1, highest_1, mean_1, base, floor), peak_1
+        narrowing_N = narrowing(moment_N, moment_1, base, floor)
+        return level(moment_1, highest_1, mean_1).log() + narrowing_N.log(), peak_1
 
     def _distribution(self, explanation: Explanation, features_NF: Tensor) -> UpdateDistribution:
         fixed = self.kl_prior_mean == "fixed_moments"

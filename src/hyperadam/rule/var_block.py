@@ -39,32 +39,34 @@ def mean_squares(
     return squares_2S[0], squares_2S[1]
 
 
-def log_shape(
-    moment_N: Tensor,
-    moment: Tensor,
-    peak: Tensor,
-    mean: Tensor,
-    base: float,
-    floor: float = 0.0,
-) -> Tensor:
-    """What the log-variance has beside the VarBlock's: ``log(mean² f (1 + floor q) / (1 + q))``.
+def level(moment: Tensor, peak: Tensor, mean: Tensor) -> Tensor:
+    """What multiplies the variance of all coordinates: ``mean² f``.
 
-    Here mean² is the mean square of the update's mean over all coordinates, f that of the gradient
-    over the largest that it has been, and q = r / base, with r a coordinate's second moment of the
-    gradient over that mean square as it is now, which stands for the curvature, as in Fisher's
-    information matrix (docs/method.md, "The variance's shape").
+    Here mean² is the mean square of the update's mean over all coordinates, and f that of the
+    gradient over the largest that it has been (docs/method.md, "The variance's shape").
+
+    Args:
+        moment, mean: of :func:`mean_squares`.
+        peak: the largest ``moment`` so far, this one among them.
+    """
+    fall = moment / peak.clamp_min(SMALLEST_SQUARE)
+    return (mean * fall).clamp_min(SMALLEST_SQUARE)
+
+
+def narrowing(moment_N: Tensor, moment: Tensor, base: float, floor: float) -> Tensor:
+    """What multiplies the variance of one coordinate: ``floor + (1 - floor) / (1 + r / base)``.
+
+    Here r is a coordinate's second moment of the gradient over its mean over all coordinates; it
+    stands for the curvature, as in Fisher's information matrix (docs/method.md, "The variance's
+    shape").
 
     Args:
         moment_N: second moments.
-        moment, mean: of :func:`mean_squares`, in shapes that go with ``moment_N``.
-        peak: the largest ``moment`` so far, this one among them, likewise.
+        moment: of :func:`mean_squares`, in a shape that goes with ``moment_N``.
         base, floor: the rule's ``variance_base`` and ``variance_floor``.
     """
-    fall = moment / peak.clamp_min(SMALLEST_SQUARE)
-    common = (mean * fall).clamp_min(SMALLEST_SQUARE)
-    q_N = moment_N / (base * moment.clamp_min(SMALLEST_SQUARE))
-    log_N = common.log() - torch.log1p(q_N)
-    return log_N + torch.log1p(floor * q_N) if floor else log_N
+    scale = 1 / (base * moment.clamp_min(SMALLEST_SQUARE))
+    return floor + (1 - floor) / (1 + moment_N * scale)
 
 
 def sample_update(mean_N: Tensor, log_var_N: Tensor, noise_N: Tensor) -> Tensor:
