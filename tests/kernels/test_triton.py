@@ -41,7 +41,11 @@ RULES = {
         channels=7, moment_decays=(0.5, 0.9, 0.999), column_norm="rms", var_block=False
     ),
     "largest": VariationalHyperAdamRule(
-        channels=32, moment_decays=(0.9, 0.99), candidate_bound=0.5, variance_base=0.03
+        channels=32,
+        moment_decays=(0.9, 0.99),
+        candidate_bound=0.5,
+        variance_base=0.03,
+        variance_floor=0.1,
     ),
 }
 

@@ -32,6 +32,7 @@ RULES = {
         column_norm="rms",
         candidate_bound=5.0,
         variance_base=0.01,
+        variance_floor=0.1,
     ),
     "largest": VariationalHyperAdamRule(channels=32, candidate_bound=2.0, var_block=False),
 }

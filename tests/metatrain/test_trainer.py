@@ -296,7 +296,7 @@ def test_row_means_are_scaled_in_the_inner_run_too(runs):
 
 
 @pytest.mark.parametrize("settings", [["lr=0.01", "init={}"], ["init={}", "lr=0.01"]])
-def test_of_weights_to_begin_with_come_lr_channels_and_moments(settings, tmp_path):
+def test_of_weights_to_begin_with_come_lr_channels_moments_and_variance(settings, tmp_path):
     """How steps are scaled is the preset's, and what is said counts."""
     path = tmp_path / "weights.safetensors"
     weights = load_weights("lite")
@@ -306,6 +306,11 @@ def test_of_weights_to_begin_with_come_lr_channels_and_moments(settings, tmp_pat
     assert (config.rule, config.lr) == (weights.rule, 0.01)
     assert preset("broad").with_overrides([f"init={path}"]).lr == 0.002
     assert preset("broad").with_overrides(["init=null"]) == preset("broad")
+    own = preset("broad-variance").rule
+    plain = dataclasses.replace(plain, variance_base=0.5, variance_floor=0.0)
+    save_weights(dataclasses.replace(weights, rule=plain), path)
+    found = preset("broad-variance").with_overrides([f"init={path}"]).rule
+    assert (found.variance_base, found.variance_floor) == (own.variance_base, own.variance_floor)
 
 
 def test_weights_to_begin_with_may_scale_steps_otherwise(tmp_path):

@@ -20,7 +20,7 @@ from hyperadam.kernels.tiled import FlaggedReduce, Lanes, TiledRule, TiledState
 from hyperadam.kernels.tiles import Part, TileLayout
 from hyperadam.rule import Reduce, Rule, VariationalHyperAdamRule
 from hyperadam.rule.normalize import EPSILON
-from hyperadam.rule.var_block import level, mean_squares, narrowing
+from hyperadam.rule.var_block import SMALLEST_SQUARE, level, mean_squares, narrowing
 
 MAX_CHANNELS = 32
 MAX_DECAYS = 8
@@ -217,10 +217,10 @@ class FusedTiledRule(TiledRule):
         peak_S = torch.maximum(peak_S, moment_S)
         level_P = level(moment_S, peak_S, mean_S)[self._segments_P]
         # In units of an uncorrected moment.
-        moment_P = (moment_S[self._segments_P] / corrections_P).to(dtype)
+        moment_P = moment_S.clamp_min(SMALLEST_SQUARE)[self._segments_P] / corrections_P
         factors = [
             narrowing(moment_N, moment, base, rule.variance_floor)
-            for moment_N, moment in zip(moments, moment_P.unbind(), strict=True)
+            for moment_N, moment in zip(moments, moment_P.to(dtype).unbind(), strict=True)
         ]
         logs = torch._foreach_log(factors)
         torch._foreach_add_(logs, list(level_P.log().to(dtype).unbind()))

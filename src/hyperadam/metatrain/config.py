@@ -16,7 +16,7 @@ from hyperadam.config import from_values
 from hyperadam.device import is_device_name
 from hyperadam.errors import ConfigError, unknown_name
 from hyperadam.kernels import BACKENDS
-from hyperadam.rule import MAX_SEED, SIZES, Rule, VariationalHyperAdamRule
+from hyperadam.rule import MAX_SEED, SIZES, VARIANCE, Rule, VariationalHyperAdamRule
 from hyperadam.rule.coherence import STEPS as CALIBRATION_STEPS
 from hyperadam.schedule import SCHEDULES, lr_factor
 from hyperadam.tasks import derive_seed, make_generator, match_tasks
@@ -51,7 +51,8 @@ class MetaTrainConfig:
             but for what scales its steps or their variance (``fan_in_base``, ``row_mean_base``,
             ``vector_scale``, ``attention_scale``, ``calibrated``, ``variance_base``,
             ``variance_floor``, ``kl_prior_scale``); null: random ones, as in the papers. As a
-            ``--set`` it takes their ``lr``, channels and moments too.
+            ``--set`` it takes their ``lr``, channels, moments and variance too
+            (:meth:`with_overrides`).
         meta_parameters: what of theta is trained, by names and patterns with commas between; the
             rest stays what ``init`` has.
         unroll_length: inner steps that are backpropagated through; at least 20 where the rule is
@@ -273,8 +274,9 @@ class MetaTrainConfig:
 
         Keys are field names, ``rule.NAME`` for the rule's own; ``rule=NAME`` takes another rule
         with its default settings. Values are read as JSON, or else as text. ``init=WEIGHTS`` comes
-        first and takes the weights' ``lr`` and, of their rule, channels and moments, which the
-        others may then change.
+        first and takes the weights' ``lr`` and, of their rule, channels, moments and, where this
+        configuration has no ``variance_base`` of its own, what says how large the variance is
+        (:data:`~hyperadam.rule.VARIANCE`); the others may then change that.
 
         Raises:
             ConfigError: no ``=`` in a text, an unknown key or an impossible value.
@@ -300,6 +302,8 @@ class MetaTrainConfig:
                 values["lr"] = weights.lr
                 if weights.rule.name == values["rule"]["rule"]:
                     begun = weights.rule.to_dict()
-                    sizes = {name: begun[name] for name in SIZES if name in begun}
-                    values["rule"] = {**values["rule"], **sizes}
+                    own = values["rule"].get("variance_base") is not None
+                    taken = SIZES if own else SIZES + VARIANCE
+                    found = {name: begun[name] for name in taken if name in begun}
+                    values["rule"] = {**values["rule"], **found}
         return MetaTrainConfig.from_dict(values)

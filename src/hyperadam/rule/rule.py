@@ -23,6 +23,7 @@ from hyperadam.rule.features import fixed_moments, preprocess
 from hyperadam.rule.normalize import ColumnNorm, Reduce
 from hyperadam.rule.state_cell import state_cell
 from hyperadam.rule.var_block import (
+    SMALLEST_SQUARE,
     kl_divergence,
     level,
     mean_squares,
@@ -137,13 +138,10 @@ class Explanation:
 BY_LAYER = ("fan_in_base", "row_mean_base", "vector_scale", "attention_scale")
 """Settings of a rule that scale its steps by what a parameter is in its network."""
 
-APART_FROM_THETA = (
-    *BY_LAYER,
-    "calibrated",
-    "variance_base",
-    "variance_floor",
-    "kl_prior_scale",
-)
+VARIANCE = ("variance_base", "variance_floor", "kl_prior_scale")
+"""Settings of a rule that say what its VarBlock's numbers mean and are meta-trained for."""
+
+APART_FROM_THETA = (*BY_LAYER, "calibrated", *VARIANCE)
 """Settings that scale a rule's steps or their variance without theta's knowing: rules that differ
 in these alone can have the same theta."""
 
@@ -719,7 +717,7 @@ class VariationalHyperAdamRule(AdamCandidatesRule):
             value.to(moment_N.dtype) for value in (moment_1, peak_1, mean_1)
         )
         base, floor = self.variance_base, self.variance_floor
-        narrowing_N = narrowing(moment_N, moment_1, base, floor)
+        narrowing_N = narrowing(moment_N, moment_1.clamp_min(SMALLEST_SQUARE), base, floor)
         return level(moment_1, highest_1, mean_1).log() + narrowing_N.log(), peak_1
 
     def _distribution(self, explanation: Explanation, features_NF: Tensor) -> UpdateDistribution:

@@ -62,11 +62,10 @@ def narrowing(moment_N: Tensor, moment: Tensor, base: float, floor: float) -> Te
 
     Args:
         moment_N: second moments.
-        moment: of :func:`mean_squares`, in a shape that goes with ``moment_N``.
+        moment: their mean, at least :data:`SMALLEST_SQUARE`, in a shape that goes with them.
         base, floor: the rule's ``variance_base`` and ``variance_floor``.
     """
-    scale = 1 / (base * moment.clamp_min(SMALLEST_SQUARE))
-    return floor + (1 - floor) / (1 + moment_N * scale)
+    return floor + (1 - floor) * base / (base + moment_N / moment)
 
 
 def sample_update(mean_N: Tensor, log_var_N: Tensor, noise_N: Tensor) -> Tensor:
