@@ -299,12 +299,14 @@ from triton.compiler import ASTSource
 from hyperadam.kernels import triton_passes
 
 TYPES = {"blocks": "*i32", "finite": "*i32", "slots": "*i64", "parts": "*i64", "steps": "*i64",
-         "counter": "*i64", "go": "*i1", "bound": "fp32", "count": "i32", "first_row": "i32"}
+         "counter": "*i64", "go": "*i1", "bound": "fp32", "count": "i32", "first_row": "i32",
+         "decay": "i32", "base": "fp32", "floor": "fp32"}
 SETTINGS = {"H": 3, "K": 2, "BLOCK": 64, "BOUNDED": True, "VAR_BLOCK": True, "DIRECTION": True}
 
-for name in ("features", "squares", "state_cell", "adam_cell", "noise"):
+for name in ("features", "squares", "state_cell", "adam_cell", "variance_sums", "shape_variance",
+             "noise"):
     kernel = getattr(triton_passes, name + "_pass")
-    for bfloat16 in (True,) if name in ("state_cell", "adam_cell") else (False,):
+    for bfloat16 in (True,) if name.endswith(("_cell", "variance")) else (False,):
         settings = SETTINGS | {"BFLOAT16": bfloat16}
         pointers = TYPES | ({"tiles": "*i16", "new_tiles": "*i16"} if bfloat16 else {})
         types = {

@@ -181,6 +181,44 @@ class CpuPasses(Passes):
         )
         return sums
 
+    def variance_sums(self, plan: Any, steps_P: Tensor, tiles: Tensor, lanes: Lanes) -> Tensor:
+        sums = torch.empty(self._segments, 2, dtype=torch.float64)
+        self.program.variance_sums(
+            plan,
+            steps_P,
+            _bytes(tiles),
+            self.rule.longest_memory,
+            lanes.mean,
+            sums,
+            torch.get_num_threads(),
+        )
+        return sums
+
+    def shape_variance(
+        self,
+        plan: Any,
+        steps_P: Tensor,
+        tiles: Tensor,
+        lanes: Lanes,
+        moment_S: Tensor,
+        level_S: Tensor,
+        finite: Tensor,
+    ) -> None:
+        self.program.shape_variance(
+            plan,
+            steps_P,
+            _bytes(tiles),
+            self.rule.longest_memory,
+            self.rule.variance_base,
+            self.rule.variance_floor,
+            moment_S,
+            level_S,
+            lanes.mean,
+            lanes.log_var,
+            lanes.direction,
+            torch.get_num_threads(),
+        )
+
 
 def _bytes(tiles: Tensor) -> Tensor:
     return tiles.view(torch.uint8)

@@ -2,9 +2,8 @@
 
 Coordinates meet only in column norms, so a step is three passes over the state with sums between
 them: features; state cell; Adam, weight and var cells with the sample. The sums of squares of h
-and m, which the next step needs first, are gathered by the passes that write them. What
-``variance_base`` does to the variance is PyTorch's work behind the last pass: it reads one row of
-the state.
+and m, which the next step needs first, are gathered by the passes that write them. With
+``variance_base`` two passes follow, over the update and one row of the state, with sums between.
 """
 
 from __future__ import annotations
@@ -17,10 +16,10 @@ import torch
 from torch import Tensor
 
 from hyperadam.kernels.tiled import FlaggedReduce, Lanes, TiledRule, TiledState
-from hyperadam.kernels.tiles import Part, TileLayout
+from hyperadam.kernels.tiles import Part
 from hyperadam.rule import Reduce, Rule, VariationalHyperAdamRule
 from hyperadam.rule.normalize import EPSILON
-from hyperadam.rule.var_block import SMALLEST_SQUARE, level, mean_squares, narrowing
+from hyperadam.rule.var_block import SMALLEST_SQUARE, level, mean_squares
 
 MAX_CHANNELS = 32
 MAX_DECAYS = 8
@@ -101,6 +100,32 @@ class Passes(abc.ABC):
         ``scale`` is of the columns [m, h]: m before the step, h after it.
         """
 
+    @abc.abstractmethod
+    def variance_sums(self, plan: Plan, steps_P: Tensor, tiles: Tensor, lanes: Lanes) -> Tensor:
+        """Sums of the fixed moment of the longest memory, corrected, and of the update's mean
+        squared: float64 of shape (S, 2). It follows ``adam_cell``, and reads the new tiles;
+        rules without ``variance_base`` need neither it nor the next."""
+
+    @abc.abstractmethod
+    def shape_variance(
+        self,
+        plan: Plan,
+        steps_P: Tensor,
+        tiles: Tensor,
+        lanes: Lanes,
+        moment_S: Tensor,
+        level_S: Tensor,
+        finite: Tensor,
+    ) -> None:
+        """Multiplies variances by the level and by what
+        :func:`~hyperadam.rule.var_block.narrowing` is for their coordinates, and what samples add
+        to the mean by the roots of both.
+
+        ``moment`` is the mean of that fixed moment over each segment, at least
+        :data:`~hyperadam.rule.var_block.SMALLEST_SQUARE`; ``level`` is
+        :func:`~hyperadam.rule.var_block.level`. Both are float64.
+        """
+
 
 def column_scales(
     sums_SC: Tensor,
@@ -142,7 +167,6 @@ class FusedTiledRule(TiledRule):
         if parts != self._parts:
             self._plan = self.passes.plan(parts)
             self._counts_S = segment_counts(parts, device)
-            self._segments_P = torch.tensor([part.segment for part in parts], device=device)
             self._parts = parts
 
     def step(
@@ -184,55 +208,11 @@ class FusedTiledRule(TiledRule):
         old_m_SH.copy_(torch.where(finite, m_SH, old_m_SH))
         if passes.rule.variance_base is not None:
             assert peak_S is not None
-            new_peak_S = self._shape_variance(tiles, steps_P, peak_S, lanes, flagged)
+            sums_S2 = passes.variance_sums(plan, steps_P, tiles, lanes)
+            moment_S, mean_S = mean_squares(sums_S2[:, 0], sums_S2[:, 1], counts_S, flagged)
+            new_peak_S = torch.maximum(peak_S, moment_S)
+            level_S = level(moment_S, new_peak_S, mean_S)
+            moment_S = moment_S.clamp_min(SMALLEST_SQUARE)
+            passes.shape_variance(plan, steps_P, tiles, lanes, moment_S, level_S, finite)
             peak_S.copy_(torch.where(finite, new_peak_S, peak_S))
         return finite
-
-    def _shape_variance(
-        self,
-        tiles: Tensor,
-        steps_P: Tensor,
-        peak_S: Tensor,
-        lanes: Lanes,
-        reduce: Reduce | None,
-    ) -> Tensor:
-        """What ``variance_base`` does, to the log-variance and to the samples; returns the new
-        peaks."""
-        rule, dtype, parts = self.passes.rule, lanes.grad.dtype, self._parts
-        base = rule.variance_base
-        assert base is not None
-        assert lanes.log_var is not None
-        row = TileLayout.of(rule).rows["exp_avg_sq_NK"].start + rule.longest_memory
-        means = [lanes.mean[part.lanes] for part in parts]
-        moments = [tiles[part.tiles, row].flatten()[: part.count].to(dtype) for part in parts]
-        corrections_P = rule.moment_correction(steps_P)
-        totals_P = torch.stack([moment_N.sum(dtype=torch.float64) for moment_N in moments])
-        squares_P = torch.stack(torch._foreach_norm(means, 2, torch.float64)).square()
-        moment_S, mean_S = mean_squares(
-            self._sum_by_segment(totals_P * corrections_P),
-            self._sum_by_segment(squares_P),
-            self._counts_S,
-            reduce,
-        )
-        peak_S = torch.maximum(peak_S, moment_S)
-        level_P = level(moment_S, peak_S, mean_S)[self._segments_P]
-        # In units of an uncorrected moment.
-        moment_P = moment_S.clamp_min(SMALLEST_SQUARE)[self._segments_P] / corrections_P
-        factors = [
-            narrowing(moment_N, moment, base, rule.variance_floor)
-            for moment_N, moment in zip(moments, moment_P.to(dtype).unbind(), strict=True)
-        ]
-        logs = torch._foreach_log(factors)
-        torch._foreach_add_(logs, list(level_P.log().to(dtype).unbind()))
-        torch._foreach_add_([lanes.log_var[part.lanes] for part in parts], logs)
-        if lanes.direction is None:
-            return peak_S
-        torch._foreach_sqrt_(factors)
-        torch._foreach_mul_(factors, list(level_P.sqrt().to(dtype).unbind()))
-        for part, mean_N, factor_N in zip(parts, means, factors, strict=True):
-            direction_N = lanes.direction[part.lanes]
-            torch.lerp(mean_N, direction_N, factor_N, out=direction_N)
-        return peak_S
-
-    def _sum_by_segment(self, values_P: Tensor) -> Tensor:
-        return torch.zeros_like(self._counts_S).index_add_(0, self._segments_P, values_P)

@@ -81,6 +81,7 @@ class Plan:
         slots: int64 (slots, 2): tile, part.
         parts: int64 (P, 5): first tile, count, start in the noise, seed, whether to sample.
         sums_SMH: float32, each block's sums in its row. Rows that are no block's stay 0.
+        sums_SM2: likewise, what the variance's shape asks for.
         finite: int32, one number a block.
     """
 
@@ -89,6 +90,7 @@ class Plan:
     slots: Tensor
     parts: Tensor
     sums_SMH: Tensor
+    sums_SM2: Tensor
     finite: Tensor
 
     @classmethod
@@ -129,6 +131,7 @@ class Plan:
             torch.cat(slots).to(device),
             torch.tensor(part_table, dtype=torch.int64).reshape(-1, 5).to(device),
             torch.zeros(num_segments, most, channels, device=device),
+            torch.zeros(num_segments, most, 2, device=device),
             torch.ones(len(block_table), dtype=torch.int32, device=device),
         )
 
@@ -294,6 +297,47 @@ class TritonPasses(Passes):
             DIRECTION=lanes.direction is not None,
         )
         return plan.total()
+
+    def variance_sums(self, plan: Plan, steps_P: Tensor, tiles: Tensor, lanes: Lanes) -> Tensor:
+        self._launch(
+            "variance_sums_pass",
+            plan,
+            _numbers(tiles),
+            lanes.mean,
+            *plan.tables(),
+            self._corrections(steps_P),
+            plan.sums_SM2,
+            self.rule.longest_memory,
+        )
+        return plan.sums_SM2.sum(dim=1, dtype=torch.float64)
+
+    def shape_variance(
+        self,
+        plan: Plan,
+        steps_P: Tensor,
+        tiles: Tensor,
+        lanes: Lanes,
+        moment_S: Tensor,
+        level_S: Tensor,
+        finite: Tensor,
+    ) -> None:
+        self._launch(
+            "shape_variance_pass",
+            plan,
+            _numbers(tiles),
+            lanes.mean,
+            lanes.log_var,
+            lanes.mean if lanes.direction is None else lanes.direction,
+            finite,
+            *plan.tables(),
+            self._corrections(steps_P),
+            moment_S.to(torch.float32),
+            level_S.to(torch.float32),
+            self.rule.longest_memory,
+            self.rule.variance_base,
+            self.rule.variance_floor,
+            DIRECTION=lanes.direction is not None,
+        )
 
 
 def standard_normal(seed: int, step: int, start: int, count: int, device: torch.device) -> Tensor:

@@ -464,6 +464,48 @@ def adam_cell_pass(
 
 
 @triton.jit
+def variance_sums_pass(
+    tiles, mean, blocks, slots, parts, corrections, sums, decay,
+    H: tl.constexpr, K: tl.constexpr, BFLOAT16: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Sums of a decay's second moment, corrected, and of the mean squared, of each block."""
+    first, num_slots, _, row = _block(blocks, tl.program_id(0))
+    place, part, _, exists, valid = _lanes(slots, parts, first, num_slots, BLOCK)
+    base = _base(place, 2 * K + 6 * H)
+    moment_B = _load(tiles + base + (K + decay) * TILE, exists, BFLOAT16)
+    moment_B *= tl.load(corrections + part * K + decay)
+    mean_B = tl.load(mean + place, mask=valid, other=0.0)
+    tl.store(sums + 2 * row, tl.sum(tl.where(valid, moment_B, 0.0), axis=0))
+    tl.store(sums + 2 * row + 1, tl.sum(mean_B * mean_B, axis=0))
+
+
+@triton.jit
+def shape_variance_pass(
+    tiles, mean, log_var, direction, go, blocks, slots, parts, corrections, moment, level, decay,
+    base, floor,
+    H: tl.constexpr, K: tl.constexpr, BFLOAT16: tl.constexpr, BLOCK: tl.constexpr,
+    DIRECTION: tl.constexpr,
+):  # fmt: skip
+    """Multiplies variances by their segment's ``level`` and their coordinate's narrowing."""
+    first, num_slots, segment, _ = _block(blocks, tl.program_id(0))
+    num_slots = num_slots * tl.load(go).to(tl.int32)  # nothing exists where the step is refused
+    place, part, _, exists, valid = _lanes(slots, parts, first, num_slots, BLOCK)
+    row = _base(place, 2 * K + 6 * H) + (K + decay) * TILE
+    share_B = _load(tiles + row, exists, BFLOAT16) * tl.load(corrections + part * K + decay)
+    share_B = share_B / tl.load(moment + segment)
+    narrowing_B = floor + (1.0 - floor) * base / (base + share_B)
+    level_1 = tl.load(level + segment)
+    log_var_B = tl.load(log_var + place, mask=exists, other=0.0)
+    log_var_B += tl.log(narrowing_B) + tl.log(level_1)
+    tl.store(log_var + place, log_var_B, mask=exists)
+    if DIRECTION:
+        mean_B = tl.load(mean + place, mask=exists, other=0.0)
+        noise_B = tl.load(direction + place, mask=exists, other=0.0) - mean_B
+        scale_B = tl.sqrt(narrowing_B) * tl.sqrt(level_1)
+        tl.store(direction + place, tl.fma(noise_B, scale_B, mean_B), mask=valid)
+
+
+@triton.jit
 def noise_pass(out, counter, count, BLOCK: tl.constexpr):
     """The noise by itself; ``counter`` holds its seed, step and first coordinate."""
     lane = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)

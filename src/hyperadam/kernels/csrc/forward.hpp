@@ -450,6 +450,68 @@ struct Forward {
     }
   }
 
+  // Sums of a fixed moment, corrected, and of the update's mean squared.
+  static void variance_chunk(const Config& config, const VarianceSums<Real>& job,
+                             const Chunk& chunk, std::int64_t index) {
+    alignas(64) Real moment_sums[TILE] = {}, square_sums[TILE] = {};
+    for (std::int64_t t = 0; t < chunk.tiles; ++t) {
+      const Storage* row = moment_row(config, job.state, chunk.tile + t, job.decay);
+      const std::int64_t valid = chunk.valid - t * TILE;
+      const int count = static_cast<int>(valid < TILE ? valid : TILE);
+      add_squares<Arch, Real>(job.mean + (chunk.tile + t) * TILE, 1, count, square_sums);
+      if (count == TILE) {
+        for (int lane = 0; lane < TILE; lane += LANES) {
+          (load(row, lane) + F::load_aligned(moment_sums + lane)).store_aligned(moment_sums + lane);
+        }
+      } else {
+        for (int lane = 0; lane < count; ++lane) moment_sums[lane] += load_one(row, lane);
+      }
+    }
+    double* sums = job.sums_2 + 2 * index;
+    total_lanes(moment_sums, 1, sums);
+    total_lanes(square_sums, 1, sums + 1);
+    sums[0] *= static_cast<double>(Corrections<Real>(config, chunk.step).inverse[job.decay]);
+  }
+
+  // Multiplies variances by the segment's level and the coordinate's narrowing, and what samples
+  // add to the mean by their roots.
+  static void shape_chunk(const Config& config, const VarianceShape<Real>& job,
+                          const Chunk& chunk) {
+    const double correction =
+        static_cast<double>(Corrections<Real>(config, chunk.step).inverse[job.decay]);
+    const double level = job.level_S[chunk.segment];
+    const F to_share(static_cast<Real>(correction / job.moment_S[chunk.segment]));
+    const F base(static_cast<Real>(job.base)), floor(static_cast<Real>(job.floor));
+    const F rest(static_cast<Real>((1 - job.floor) * job.base));
+    const F log_level(static_cast<Real>(std::log(level)));
+    const F root_level(static_cast<Real>(std::sqrt(level)));
+    for (std::int64_t t = 0; t < chunk.tiles; ++t) {
+      const std::int64_t at = (chunk.tile + t) * TILE;
+      const Storage* row = moment_row(config, job.state, chunk.tile + t, job.decay);
+      for (int lane = 0; lane < TILE; lane += LANES) {
+        const F share = load(row, lane) * to_share;
+        const F narrowing = floor + rest / (base + share);
+        Real* log_var = job.log_var + at + lane;
+        (F::load_unaligned(log_var) + log_level + xsimd::log(narrowing)).store_unaligned(log_var);
+        if (job.direction == nullptr) continue;
+        const F mean = F::load_unaligned(job.mean + at + lane);
+        Real* direction = job.direction + at + lane;
+        const F scale = root_level * xsimd::sqrt(narrowing);
+        xsimd::fma(F::load_unaligned(direction) - mean, scale, mean).store_unaligned(direction);
+      }
+      // As in finish: padding stays 0.
+      for (std::int64_t lane = chunk.valid - t * TILE; job.direction != nullptr && lane < TILE;
+           ++lane) {
+        job.direction[at + lane] = 0.0;
+      }
+    }
+  }
+
+  static const Storage* moment_row(const Config& config, const void* state, std::int64_t tile,
+                                   int decay) {
+    return tile_of(state, config, tile) + (config.decays + decay) * TILE;
+  }
+
   // -- weights in the order of use, with the column norms' scales in them ------------------------
 
   static std::int64_t packed_state_cell_size(const Config& config) {

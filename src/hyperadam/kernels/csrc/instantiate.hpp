@@ -11,7 +11,8 @@ namespace {
 template <class Arch, class Real, class Storage>
 constexpr Passes<Real> make_passes() {
   using Pass = Forward<Arch, Real, Storage>;
-  return {Pass::features_chunk, Pass::squares_chunk, Pass::state_chunk, Pass::adam_chunk};
+  return {Pass::features_chunk, Pass::squares_chunk,  Pass::state_chunk,
+          Pass::adam_chunk,     Pass::variance_chunk, Pass::shape_chunk};
 }
 
 template <class Arch, class Real>

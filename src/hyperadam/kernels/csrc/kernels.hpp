@@ -14,6 +14,9 @@ struct Passes {
                      std::int64_t index);
   void (*adam_cell)(const Config&, const Theta<Real>&, const AdamCell<Real>&, const Chunk&,
                     std::int64_t index);
+  void (*variance_sums)(const Config&, const VarianceSums<Real>&, const Chunk&,
+                        std::int64_t index);
+  void (*shape_variance)(const Config&, const VarianceShape<Real>&, const Chunk&);
 };
 
 template <class Real>

@@ -252,6 +252,56 @@ class Program {
     add_up(chunks, partial, sums_SH, width());
   }
 
+  // Sums over each segment of the fixed moment of a decay, corrected, and of the mean squared.
+  void variance_sums(const Plan& plan, const Vector<const std::int64_t>& steps_P,
+                     const Array<const std::uint8_t>& state, int decay,
+                     const Vector<const Real>& mean, const Matrix<double>& sums_S2,
+                     int threads) const {
+    check_state(plan, state);
+    check_decay(decay);
+    check_vector(plan, mean.shape(0));
+    const std::vector<Chunk> chunks = plan.chunks(steps_P);
+    std::vector<double> partial(chunks.size() * 2);
+    {
+      nb::gil_scoped_release release;
+      const VarianceSums<Real> job{state.data(), decay, mean.data(), partial.data()};
+      parallel_for(static_cast<std::int64_t>(chunks.size()), threads, [&](std::int64_t index) {
+        passes().variance_sums(config_, job, chunks[static_cast<std::size_t>(index)], index);
+      });
+    }
+    add_up(chunks, partial, sums_S2, 2);
+  }
+
+  // Gives the variances that adam_cell wrote, and its samples, their shape.
+  void shape_variance(const Plan& plan, const Vector<const std::int64_t>& steps_P,
+                      const Array<const std::uint8_t>& state, int decay, double base, double floor,
+                      const Vector<const double>& moment_S, const Vector<const double>& level_S,
+                      const Vector<const Real>& mean, const Vector<Real>& log_var,
+                      const std::optional<Vector<Real>>& direction, int threads) const {
+    check_state(plan, state);
+    check_decay(decay);
+    check_vector(plan, mean.shape(0));
+    check_vector(plan, log_var.shape(0));
+    if (direction) check_vector(plan, direction->shape(0));
+    require(static_cast<std::int64_t>(moment_S.shape(0)) >= plan.segments() &&
+                static_cast<std::int64_t>(level_S.shape(0)) >= plan.segments(),
+            "one moment and one level a segment");
+    const std::vector<Chunk> chunks = plan.chunks(steps_P);
+    nb::gil_scoped_release release;
+    const VarianceShape<Real> job{state.data(),
+                                  decay,
+                                  base,
+                                  floor,
+                                  moment_S.data(),
+                                  level_S.data(),
+                                  mean.data(),
+                                  log_var.data(),
+                                  direction ? direction->data() : nullptr};
+    parallel_for(static_cast<std::int64_t>(chunks.size()), threads, [&](std::int64_t index) {
+      passes().shape_variance(config_, job, chunks[static_cast<std::size_t>(index)]);
+    });
+  }
+
   // The state after a step whose scales are known, and no update: what state_cell and adam_cell make
   // of it, bit for bit.
   void again(const Plan& plan, const Vector<const std::int64_t>& steps_P,
@@ -426,6 +476,10 @@ class Program {
             "the state has too few tiles");
   }
 
+  void check_decay(int decay) const {
+    require(decay >= 0 && decay < config_.decays, "there is no such decay");
+  }
+
   void check_numbers(const Plan& plan, std::size_t size) const {
     require(size >= static_cast<std::size_t>(plan.tiles() * config_.rows() * TILE),
             "the state has too few tiles");
@@ -497,6 +551,11 @@ void bind_program(nb::module_& module, const char* name) {
            nb::arg("new_state"), nb::arg("grad"), nb::arg("scale"), nb::arg("sums"),
            nb::arg("mean"), nb::arg("log_var").none(), nb::arg("direction").none(),
            nb::arg("threads"))
+      .def("variance_sums", &P::variance_sums)
+      .def("shape_variance", &P::shape_variance, nb::arg("plan"), nb::arg("steps"),
+           nb::arg("state"), nb::arg("decay"), nb::arg("base"), nb::arg("floor"),
+           nb::arg("moment"), nb::arg("level"), nb::arg("mean"), nb::arg("log_var"),
+           nb::arg("direction").none(), nb::arg("threads"))
       .def("again", &P::again)
       .def("backward", &P::backward, nb::arg("plan"), nb::arg("steps"), nb::arg("state"),
            nb::arg("new_state"), nb::arg("grad"), nb::arg("state_scale"), nb::arg("adam_scale"),

@@ -99,6 +99,28 @@ struct AdamCell {
   Real* direction;  // null: not wanted
 };
 
+// What the variance's shape reads of a step (docs/method.md, "The variance's shape").
+template <class Real>
+struct VarianceSums {
+  const void* state;  // after the step
+  int decay;          // of the fixed moment
+  const Real* mean;
+  double* sums_2;     // of that moment, corrected, and of the mean squared, per chunk
+};
+
+template <class Real>
+struct VarianceShape {
+  const void* state;  // after the step
+  int decay;
+  double base;
+  double floor;
+  const double* moment_S;  // the moment's mean over each segment
+  const double* level_S;   // what multiplies all variances of a segment
+  const Real* mean;
+  Real* log_var;
+  Real* direction;  // null: not wanted
+};
+
 // The backward passes go through a step's cells in reverse, with states of float32. `d_` is the
 // gradient of the meta-loss with respect to what follows. What a pass leaves for the next one lies in
 // d_state, whose rows it will overwrite, and in d_x.
