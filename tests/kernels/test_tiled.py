@@ -17,7 +17,7 @@ from hyperadam.kernels.fused import FusedTiledRule
 from hyperadam.kernels.tiled import ReferenceTiledRule
 from hyperadam.rule import RULES as RULE_CLASSES
 from hyperadam.rule import VariationalHyperAdamRule, standard_normal
-from kernels.stepping import Stepper
+from kernels.stepping import Stepper, segments_are_problems_by_themselves
 
 KERNELS = ["reference", *cpu.instruction_sets()]
 
@@ -90,6 +90,28 @@ def test_it_is_the_rules_step(kernel, name, dtype):
             torch.testing.assert_close(actual.double(), wanted, rtol=0, atol=tolerance * scale)
         if rule.has_peak:
             torch.testing.assert_close(stepper.peak, state.peak_1, rtol=tolerance, atol=0)
+
+
+@pytest.mark.parametrize("kernel", KERNELS[1:])
+@pytest.mark.parametrize("name", ["small", "odd"])
+def test_segments_are_problems_by_themselves(kernel, name):
+    """One part of more coordinates than a thread takes at once."""
+    segments_are_problems_by_themselves(
+        functools.partial(make, kernel),
+        RULES[name],
+        [40, 2100, 3, 33],
+        functools.partial(torch.testing.assert_close, rtol=1e-4, atol=1e-4),
+    )
+
+
+def test_a_decay_next_to_one_does_not_overflow(kernel):
+    """Its correction and one over its mean together are no float32."""
+    rule = VariationalHyperAdamRule(
+        channels=3, moment_decays=(0.5, 1 - 1e-9), variance_base=0.03, variance_floor=0.1
+    )
+    stepper = Stepper(make(kernel, rule, random_theta(rule)), rule, [40])
+    directions, _ = stepper.step(gradients(0, [40]))
+    assert directions[0].isfinite().all()
 
 
 def test_parts_without_coordinates_leave_the_peak(kernel):
@@ -227,8 +249,9 @@ def test_the_noise_is_bit_for_bit_the_same(kernel):
         assert torch.equal(directions[0], standard_normal(seed, taken + 1, start, 1000))
 
 
-def test_without_sampling_the_direction_is_the_mean(kernel):
-    rule = RULES["small"]
+@pytest.mark.parametrize("name", ["small", "odd"])
+def test_without_sampling_the_direction_is_the_mean(kernel, name):
+    rule = RULES[name]
     stepper = Stepper(make(kernel, rule, random_theta(rule)), rule, [40], sample=False)
     directions, _ = stepper.step(gradients(0, [40]))
     assert torch.equal(directions[0], stepper.values("mean"))
@@ -400,8 +423,9 @@ def test_sums_kept_and_sums_made_again_are_the_same_bits(kernel):
 
 
 @pytest.mark.parametrize("threads", [2, 3])
-def test_threads_do_not_show(kernel, threads):
-    rule = RULES["small"]
+@pytest.mark.parametrize("name", ["small", "odd"])
+def test_threads_do_not_show(kernel, threads, name):
+    rule = RULES[name]
     results = []
     for number in (1, threads):
         torch.set_num_threads(number)

@@ -27,7 +27,7 @@ from hyperadam.rule import (
     rounding_words,
     standard_normal,
 )
-from kernels.stepping import Stepper
+from kernels.stepping import Stepper, segments_are_problems_by_themselves
 
 CPU = torch.device("cpu")
 
@@ -37,6 +37,9 @@ interpreter = pytest.mark.skipif(WHY_NOT is not None, reason=f"no interpreter: {
 RULES = {
     "paper": VariationalHyperAdamRule(),
     "small": VariationalHyperAdamRule(channels=4, column_norm="rms", candidate_bound=5.0),
+    "shaped": VariationalHyperAdamRule(
+        channels=3, moment_decays=(0.5, 0.9), variance_base=0.03, variance_floor=0.1
+    ),
     "odd": VariationalHyperAdamRule(
         channels=7, moment_decays=(0.5, 0.9, 0.999), column_norm="rms", var_block=False
     ),
@@ -95,31 +98,9 @@ def test_it_is_the_reference(name):
 
 
 @interpreter
-def test_segments_are_problems_by_themselves():
-    """Parts of two problems, mixed and at different steps, beside each problem alone."""
-    rule = RULES["small"]
-    theta = random_theta(rule)
-    counts, segments, steps = [40, 70, 3, 33], [1, 0, 1, 0], [3, 1, 3, 1]
-    parts = [
-        dataclasses.replace(part, segment=segment, seed=10 + segment, sample=segment == 0)
-        for part, segment in zip(lay_out(counts), segments, strict=True)
-    ]
-    joint = Stepper(fused(rule, theta), rule, counts)
-    joint.parts, joint.steps = parts, torch.tensor(steps) - 1
-    joint.state.tiles_TRx.uniform_(0.1, 1, generator=torch.Generator().manual_seed(0))
-    start = joint.state.tiles_TRx.clone()
-    grads = gradients(0, counts)
-    directions, _ = joint.step(grads)
-    for segment in (0, 1):
-        alone = Stepper(ReferenceTiledRule(rule, theta), rule, counts)
-        alone.parts, alone.steps = parts, torch.tensor(steps) - 1
-        alone.state.tiles_TRx.copy_(start)
-        mine = [i for i, part in enumerate(parts) if part.segment == segment]
-        expected, _ = alone.step([grads[i] for i in mine], [parts[i] for i in mine])
-        assert_close(torch.cat([directions[i] for i in mine]), torch.cat(expected))
-        for i in mine:
-            for field, value in alone.fields(i).items():
-                assert_close(joint.fields(i)[field], value)
+@pytest.mark.parametrize("name", ["small", "shaped"])
+def test_segments_are_problems_by_themselves(name):
+    segments_are_problems_by_themselves(fused, RULES[name], [40, 70, 3, 33], assert_close)
 
 
 @interpreter
@@ -140,7 +121,7 @@ def test_other_parts_stay_as_they_are():
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 1.01e15, -1e19])
 def test_a_gradient_that_is_not_finite_changes_nothing(bad):
     """The passes by themselves: only they see the flag on a GPU."""
-    rule = RULES["small"]
+    rule = RULES["shaped"]
     passes = kernel.TritonPasses(rule, random_theta(rule))
     parts = tuple(lay_out([70, 33]))
     plan, steps = passes.plan(parts), torch.ones(2, dtype=torch.int64)
@@ -156,7 +137,10 @@ def test_a_gradient_that_is_not_finite_changes_nothing(bad):
     scale = torch.ones(1, 2 * rule.channels)
     passes.state_cell(plan, steps, tiles, tiles, grad, scale, finite)
     passes.adam_cell(plan, steps, tiles, tiles, lanes, scale, finite)
+    ones_S = torch.ones(1, dtype=torch.float64)
+    passes.shape_variance(plan, steps, tiles, lanes, ones_S, ones_S, finite)
     assert torch.equal(tiles, before)
+    assert not any(written.any() for written in (lanes.mean, lanes.log_var, lanes.direction))
 
 
 @interpreter
@@ -306,7 +290,8 @@ SETTINGS = {"H": 3, "K": 2, "BLOCK": 64, "BOUNDED": True, "VAR_BLOCK": True, "DI
 for name in ("features", "squares", "state_cell", "adam_cell", "variance_sums", "shape_variance",
              "noise"):
     kernel = getattr(triton_passes, name + "_pass")
-    for bfloat16 in (True,) if name.endswith(("_cell", "variance")) else (False,):
+    both = (False, True) if "variance" in name else ()
+    for bfloat16 in both or (name in ("state_cell", "adam_cell"),):
         settings = SETTINGS | {"BFLOAT16": bfloat16}
         pointers = TYPES | ({"tiles": "*i16", "new_tiles": "*i16"} if bfloat16 else {})
         types = {

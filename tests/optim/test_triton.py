@@ -25,7 +25,9 @@ gpu = pytest.mark.skipif(
 )
 
 SHAPES = [(5, 7), (), (33,), (0, 3)]
-RULE = VariationalHyperAdamRule(channels=5, candidate_bound=3.0, column_norm="rms")
+RULE = VariationalHyperAdamRule(
+    channels=5, candidate_bound=3.0, column_norm="rms", variance_base=0.03, variance_floor=0.1
+)
 
 
 def make_params(device, dtype=torch.float32, shapes=SHAPES):

@@ -477,10 +477,9 @@ struct Forward {
   // add to the mean by their roots.
   static void shape_chunk(const Config& config, const VarianceShape<Real>& job,
                           const Chunk& chunk) {
-    const double correction =
-        static_cast<double>(Corrections<Real>(config, chunk.step).inverse[job.decay]);
+    const F correction(Corrections<Real>(config, chunk.step).inverse[job.decay]);
+    const F to_share(static_cast<Real>(1 / job.moment_S[chunk.segment]));
     const double level = job.level_S[chunk.segment];
-    const F to_share(static_cast<Real>(correction / job.moment_S[chunk.segment]));
     const F base(static_cast<Real>(job.base)), floor(static_cast<Real>(job.floor));
     const F rest(static_cast<Real>((1 - job.floor) * job.base));
     const F log_level(static_cast<Real>(std::log(level)));
@@ -489,7 +488,7 @@ struct Forward {
       const std::int64_t at = (chunk.tile + t) * TILE;
       const Storage* row = moment_row(config, job.state, chunk.tile + t, job.decay);
       for (int lane = 0; lane < TILE; lane += LANES) {
-        const F share = load(row, lane) * to_share;
+        const F share = load(row, lane) * correction * to_share;
         const F narrowing = floor + rest / (base + share);
         Real* log_var = job.log_var + at + lane;
         (F::load_unaligned(log_var) + log_level + xsimd::log(narrowing)).store_unaligned(log_var);
