@@ -286,12 +286,13 @@ TYPES = {"blocks": "*i32", "finite": "*i32", "slots": "*i64", "parts": "*i64", "
          "counter": "*i64", "go": "*i1", "bound": "fp32", "count": "i32", "first_row": "i32",
          "decay": "i32", "base": "fp32", "floor": "fp32"}
 SETTINGS = {"H": 3, "K": 2, "BLOCK": 64, "BOUNDED": True, "VAR_BLOCK": True, "DIRECTION": True}
+STORAGES = {"state_cell": (True,), "adam_cell": (True,), "variance_sums": (False, True),
+            "shape_variance": (False, True)}  # in bfloat16 or not
 
 for name in ("features", "squares", "state_cell", "adam_cell", "variance_sums", "shape_variance",
              "noise"):
     kernel = getattr(triton_passes, name + "_pass")
-    both = (False, True) if "variance" in name else ()
-    for bfloat16 in both or (name in ("state_cell", "adam_cell"),):
+    for bfloat16 in STORAGES.get(name, (False,)):
         settings = SETTINGS | {"BFLOAT16": bfloat16}
         pointers = TYPES | ({"tiles": "*i16", "new_tiles": "*i16"} if bfloat16 else {})
         types = {
