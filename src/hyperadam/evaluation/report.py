@@ -164,7 +164,7 @@ def _reading(
             "chosen task by task. {}: the one that it comes with. Learned optimizers are "
             "meant to be used at their default, without any tuning; hand-designed ones are tuned. "
             "Which of the tasks the learned ones' weights were trained or chosen on, the project's "
-            "documentation of evaluation says.",
+            "documentation of its weights says.",
             Strong("track"), Strong("Tuned"), Strong("Default lr"),
         ),
         say(

@@ -199,12 +199,13 @@ def summary_blocks(group: Group, key: str, lines: look.Lines) -> Iterator[Block]
         tuple(_row(group, standing) for standing in standings),
         say(
             "Every optimizer over the tasks that {} was run on; those with fewer stand last. "
-            "Ratios are interquartile means, the first with its 95% interval; below them, on how "
-            "many tasks the loss is lower. Clear, and above, is what the 95% interval of the mean "
-            "difference of seeds shows. An optimizer can fit each batch at the expense of the "
-            "others: the loss on new batches, before the update made from them, and that on "
-            "validation data show it. The common tasks are those that all optimizers have which "
-            "were run on half of the tasks or more; only over these can two rows be compared.{}",
+            "Ratios are interquartile means, the first with its 95% interval; with them, on how "
+            "many tasks the loss is lower. Clear: on how many it is lower, and above: on how many "
+            "higher, by the 95% interval of the mean difference of seeds. An optimizer can fit "
+            "each batch at the expense of the others: the loss on new batches, before the update "
+            "made from them, and that on validation data show it. The common tasks are those that "
+            "all optimizers have which were run on half of the tasks or more; only over these can "
+            "two rows be compared.{}",
             Code(name), _OF_ONE_TRAINING if any(s.series.learned for s in standings) else "",
         ),
     )  # fmt: skip
@@ -232,10 +233,10 @@ def _overview(group: Group, key: str, drawn: Sequence[tuple[Series, plots.Line]]
         ),
     )
     words = say(
-        "First: interquartile means of the final loss with 95% intervals, over the {} that these "
-        "optimizers have in common; left of 1× is better than {}. Second, in the same colours, "
-        "the performance profile: on what share of these tasks the final loss is within a factor "
-        "of the best one's; a higher line is better.",
+        "The first plot has interquartile means of the final loss with 95% intervals, over the {} "
+        "that these optimizers have in common; left of 1× is better than {}. The second, in the "
+        "same colours, is the performance profile: on what share of these tasks the final loss is "
+        "within a factor of the best one's; a higher line is better.",
         look.plural(len(tasks), "task"), Code(reference.label),
     )  # fmt: skip
     return Figures(figures, words, wide=True)
