@@ -16,7 +16,7 @@ from hyperadam.evaluation.document import (
     Table,
     say,
 )
-from hyperadam.evaluation.metrics import log_ratios, median_task_interval
+from hyperadam.evaluation.metrics import median_task_interval
 from hyperadam.evaluation.series import Entry, Group, Series
 
 
@@ -47,16 +47,9 @@ def paired_blocks(group: Group, key: str) -> Iterator[Block]:
 
 def _differences(base: Entry, other: Entry) -> tuple[np.ndarray, int]:
     """Log ratios of final losses by seed, and how many pairs are left out, as one diverged."""
-    of_base = dict(zip((run.seed for run in base.runs), base.losses, strict=True))
-    pairs = np.array(
-        [
-            (loss, of_base[run.seed])
-            for run, loss in zip(other.runs, other.losses, strict=True)
-            if run.seed in of_base
-        ]
-    ).reshape(-1, 2)
-    kept = pairs[np.isfinite(pairs).all(axis=1)]
-    return log_ratios(kept[:, 0], 1.0) - log_ratios(kept[:, 1], 1.0), len(pairs) - len(kept)
+    logs = other.paired_logs(base)
+    kept = logs[np.isfinite(logs)]
+    return kept, len(logs) - len(kept)
 
 
 def _cell(differences_KS: list[np.ndarray], left_out: int) -> Cell:

@@ -490,6 +490,8 @@ def layers_plot(
         if log and np.nanmin(values_KL) > 0:
             axes.set_yscale("log")
             _log_ticks(axes.yaxis)
+        else:
+            axes.ticklabel_format(axis="y", useOffset=False)
         _over_steps(axes, at, title)
         axes.legend(
             fontsize=7.5, ncols=2, loc="upper left", bbox_to_anchor=(-0.02, -0.24), borderpad=0

@@ -13,6 +13,7 @@ import numpy as np
 from hyperadam.baselines import describe_learned
 from hyperadam.errors import RunError
 from hyperadam.evaluation import look, plots
+from hyperadam.evaluation.ablation_section import ablation_blocks
 from hyperadam.evaluation.document import (
     FIGURES_FOLDER,
     Block,
@@ -42,6 +43,7 @@ from hyperadam.evaluation.paper_figures import AAAI_2019, paper_figures
 from hyperadam.evaluation.records import Record, read_records
 from hyperadam.evaluation.rule_section import rule_blocks
 from hyperadam.evaluation.series import (
+    DEFAULT,
     TUNED,
     Entry,
     Estimate,
@@ -50,7 +52,7 @@ from hyperadam.evaluation.series import (
     final_window,
     make_groups,
 )
-from hyperadam.evaluation.suites import ABLATIONS
+from hyperadam.evaluation.suites import ABLATIONS, SUITES
 from hyperadam.evaluation.summary_section import summary_blocks
 from hyperadam.evaluation.targets_section import targets_blocks
 from hyperadam.files import atomic_write
@@ -146,26 +148,30 @@ def _reading(
     items = [
         say(
             "A {} is one training of one task from one seed, which sets the initial "
-            "parameters and the order of the data. {} are reported here; {} with "
-            "other seeds chose learning rates and are not.",
-            Strong("run"), look.plural(len(reported), "run").capitalize(),
-            look.plural(len(tuning), "run"),
+            "parameters and the order of the data. {} reported here{}.",
+            Strong("run"), look.are(len(reported), "run"),
+            f"; {look.plural(len(tuning), 'run')} with other seeds chose learning rates, and "
+            "are not" if tuning else "",
         ),
         say(
-            "The {} of a run is the mean training loss over its last {} steps, each measured on "
+            "The {} of a run is the mean training loss over its last {}, each measured on "
             "the step's own batch after the update, as the papers have it. Lower is better. It "
             "says what an update does for its own batch; the loss {}, on a batch that the network "
             "has not been fitted to yet (a {}), and that on {} data say what it does for others.",
-            Strong("final loss"), str(final_window(max(group.steps for group in groups))),
+            Strong("final loss"),
+            look.plural(final_window(max(group.steps for group in groups)), "step"),
             Strong("before the update"), Strong("new batch"), Strong("validation"),
         ),
         say(
             "An optimizer appears on a {}. {}: at the learning rate that was best of a grid, "
-            "chosen task by task. {}: the one that it comes with. Learned optimizers are "
+            "chosen task by task. {}: the one that it comes with.{} Learned optimizers are "
             "meant to be used at their default, without any tuning; hand-designed ones are tuned. "
             "Which of the tasks the learned ones' weights were trained or chosen on, the project's "
             "documentation of its weights says.",
             Strong("track"), Strong("Tuned"), Strong("Default lr"),
+            " A track named by a learning rate: the one that all were given."
+            if any(s.track not in (TUNED, DEFAULT) for group in groups for s in group.series)
+            else "",
         ),
         say(
             "{} and shaded bands are 95% intervals of the mean over seeds, by a percentile "
@@ -191,10 +197,11 @@ def _reading(
     versions = sorted({run.version for run in reported})
     yield Paragraph(
         say(
-            "Measured on {}, by hyperadam {}; this page by {}.",
-            look.join(machines), look.join(versions), Code("hyperadam report"),
+            "Measured by hyperadam {}; this page is by {}. The machine{}:",
+            look.join(versions), Code("hyperadam report"), "s" if len(machines) > 1 else "",
         )
     )  # fmt: skip
+    yield Bullets(tuple(say("{}", machine) for machine in machines))
     digests = sorted({(run.optimizer, run.weights) for run in reported if run.weights})
     if digests:
         yield Paragraph(
@@ -237,6 +244,7 @@ def _group_blocks(group: Group, key: str, lines: look.Lines) -> Iterator[Block]:
         end = f", {group.schedule} schedule of the learning rate"
     names = look.join(["{}"] * len(group.suites))
     yield Heading(2, say("{}" + names + "{}", title, *map(Code, group.suites), end), key)
+    yield from ablation_blocks(group, key)
     yield from summary_blocks(group, key, lines)
     yield from _losses(group, key)
     yield from paired_blocks(group, key)
@@ -257,6 +265,8 @@ def _losses(group: Group, key: str) -> Iterator[Block]:
 
     def small(entry: Entry) -> str:
         parts = [f"{entry.diverged} of {len(entry.runs)} diverged"] if entry.diverged else []
+        if entry.diverged == len(entry.runs):
+            parts = [f"all of {entry.diverged}"]
         parts += [look.plural(len(entry.runs), "seed")] if len(entry.runs) != usual else []
         return look.join(parts)
 
@@ -370,10 +380,13 @@ def _paper(group: Group, key: str) -> Iterator[Block]:
         tuple(header),
         tuple((task, tuple(cells(task))) for task in tasks),
         say(
-            "Final training loss as printed in {}, beside ours; a second line is accuracy. The "
+            "Final training loss as printed in {}, beside ours{}. The "
             "printed figures are means over initialisations, without intervals. The figures of "
             "learned rules depend on their weights, which differ.",
             Link(AAAI_2019, "https://arxiv.org/abs/1811.08996"),
+            "; a second line is accuracy"
+            if any(f.accuracy is not None for task in tasks for f in printed[task].values())
+            else "",
         ),
     )
 
@@ -446,10 +459,11 @@ def _rates(group: Group, key: str) -> Iterator[Block]:
     yield Heading(3, say("Tuned learning rates"), f"{key}-rates")
     tried: dict[tuple[float, ...], list[str]] = {}
     for name in names:
-        for grid in dict.fromkeys(
+        counts = Counter(
             group.grids[task, name].tried for task in group.tasks if (task, name) in group.grids
-        ):
-            tried.setdefault(grid, []).append(name)
+        )
+        for grid, count in counts.items():
+            tried.setdefault(grid, []).append(f"{name} ({look.plural(count, 'task')})")
     ends = sum(bool(grid.end) for grid in group.grids.values())
     if ends:
         words = f"at an end of its grid in {ends} of {look.plural(len(group.grids), 'cell')}: there"
@@ -482,6 +496,34 @@ def _rates(group: Group, key: str) -> Iterator[Block]:
 # What has to be known.
 
 
+def _not_run(group: Group) -> Iterator[Text]:
+    """What of the suites there is no run of."""
+    for suite in (SUITES[name] for name in group.suites if name in SUITES):
+        lacking = [task for task in suite.tasks if task not in group.tasks]
+        if lacking:
+            count = f"{len(lacking)} of the {look.plural(len(suite.tasks), 'task')}"
+            names = look.join(["{}"] * len(lacking))
+            yield say(
+                f"Of the suite {{}} {count} were not run: {names}.",
+                Code(suite.name), *map(Code, lacking),
+            )  # fmt: skip
+        if group.steps != suite.steps:
+            yield say(
+                f"The suite {{}} has runs of {look.plural(suite.steps, 'step')}; these are of "
+                f"{group.steps:,}.",
+                Code(suite.name),
+            )
+        printed = [task for task in suite.tasks if paper_figures(task, group.steps)]
+        alone = [task for task in printed if group.schedule != "none" or task in lacking]
+        if alone:
+            yield say(
+                f"The papers print figures for {look.join(['{}'] * len(alone))} at "
+                f"{look.plural(group.steps, 'step')} and a constant learning rate: such runs are "
+                "not here.",
+                *map(Code, alone),
+            )
+
+
 def _notes(group: Group, key: str) -> Iterator[Block]:
     notes: list[Text] = []
     usual = look.usual_seeds(group)
@@ -505,7 +547,8 @@ def _notes(group: Group, key: str) -> Iterator[Block]:
             )
         )
     else:
-        notes.append(say("Every optimizer of the table was run on every task."))
+        notes.append(say("Every optimizer of the table was run on every task of it."))
+    notes += _not_run(group)
     odd = sum(len(entry.runs) != usual for entry in group.entries.values())
     count = f"{look.plural(usual, 'seed').capitalize()} a cell"
     notes.append(
@@ -531,7 +574,7 @@ def _notes(group: Group, key: str) -> Iterator[Block]:
         ]
         notes.append(say("Runs are from several versions of the program: {}.", look.join(made)))
     if len({run.machine for run in group.runs}) > 1:
-        notes.append(say("Runs are from several machines: times are not comparable."))
+        notes.append(say("Runs are from several machines: only times of one are compared."))
     yield Heading(3, say("What to keep in mind"), f"{key}-notes")
     notes.append(
         say(

@@ -177,6 +177,11 @@ def _trace_panels(trace: Mapping[str, Any], key: str) -> Iterator[Figure]:
             yield plots.layers_plot(f"{key}-{name}", title, at, values, layers, log)
 
 
+def _range(values_L: np.ndarray) -> str:
+    low, high = (f"{value:.3g}" for value in (np.nanmin(values_L), np.nanmax(values_L)))
+    return f"at {low} in every layer" if low == high else f"between {low} and {high} by layer"
+
+
 def _trace_words(run: Record, trace: Mapping[str, Any]) -> Text:
     sentences = []
     beta, gamma = _array(trace, "beta_quantiles"), _array(trace, "gamma_quantiles")
@@ -187,15 +192,9 @@ def _trace_words(run: Record, trace: Mapping[str, Any]) -> Text:
         )
     std, snr = _array(trace, "std"), _array(trace, "snr")
     if std is not None and np.isfinite(std[-1]).any():
-        sentences.append(
-            f" The posterior's standard deviation ends between {np.nanmin(std[-1]):.3g} and "
-            f"{np.nanmax(std[-1]):.3g} by layer"
-        )
+        sentences.append(f" The posterior's standard deviation ends {_range(std[-1])}")
         if snr is not None and np.isfinite(snr[-1]).any():
-            sentences.append(
-                f", the signal-to-noise ratio between {np.nanmin(snr[-1]):.3g} and "
-                f"{np.nanmax(snr[-1]):.3g}"
-            )
+            sentences.append(f", the signal-to-noise ratio {_range(snr[-1])}")
         sentences.append(".")
     return say(
         "{} on {} at lr {} from seed {}.{}", Code(run.optimizer), Code(run.task), f"{run.lr:g}",

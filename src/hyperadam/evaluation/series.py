@@ -139,6 +139,19 @@ class Entry:
         """Losses after each update (S, T); NaN from where a run diverged."""
         return np.stack([run.train_loss_post for run in self.runs])
 
+    def paired_logs(self, base: Entry, measure: Measure = "losses") -> np.ndarray:
+        """Log ratios to another series' runs of the same seeds (P); not finite where one of a pair
+        diverged."""
+        of_base, own = (
+            {
+                run.seed: log_ratios(loss, 1.0)
+                for run, loss in zip(entry.runs, getattr(entry, measure), strict=True)
+            }
+            for entry in (base, self)
+        )
+        with np.errstate(invalid="ignore"):  # both diverged
+            return np.array([own[seed] - of_base[seed] for seed in sorted(own.keys() & of_base)])
+
     def steps_to(self, target: float) -> int | None:
         """See :func:`~hyperadam.evaluation.metrics.steps_to_target`."""
         return steps_to_target(self.curves(), target)
@@ -162,6 +175,26 @@ class Grid:
         return "highest" if math.isclose(self.best, self.tried[-1]) else ""
 
 
+@dataclasses.dataclass(frozen=True)
+class StepTime:
+    """What a step takes on one machine, in seconds.
+
+    Other work may have been on the machine, so each part is that of the fastest run.
+
+    Attributes:
+        own: the optimizer's part.
+        network: batch and gradient, which are the same whatever the optimizer.
+    """
+
+    own: float
+    network: float
+
+    @property
+    def whole(self) -> float:
+        """Of the training loop, without what only measures."""
+        return self.own + self.network
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Group:
     """Runs that can be compared: of one horizon and schedule.
@@ -174,7 +207,7 @@ class Group:
         series: the bundled weights, then Adam, other learned ones, and the rest by name.
         entries: by task and series; a missing one was not run.
         grids: by task and optimizer (with the digits of its weights).
-        step_seconds: by task and optimizer (likewise), by machine: of the fastest run there.
+        step_times: by task and optimizer (likewise), by machine.
     """
 
     suites: tuple[str, ...]
@@ -184,7 +217,7 @@ class Group:
     series: tuple[Series, ...]
     entries: dict[tuple[str, Series], Entry]
     grids: dict[tuple[str, str], Grid]
-    step_seconds: dict[tuple[str, str], dict[str, float]]
+    step_times: dict[tuple[str, str], dict[str, StepTime]]
 
     @property
     def runs(self) -> list[Record]:
@@ -288,18 +321,28 @@ class Group:
         """Wall-clock time until a series, and the reference, are at the reference's final loss.
 
         Returns:
-            Both in seconds, on one machine, at the time a step of the fastest run that either has
-            there, since runs may have shared it; None where they have no machine in common, or one
-            does not get there.
+            Both in seconds, on one machine; None where they have no machine in common, or one does
+            not get there.
         """
         assert self.reference is not None
         pair = (series, self.reference)
         steps = [self.entries[task, one].steps_to(self.target(task)) for one in pair]
-        ours, theirs = (self.step_seconds[task, one.name] for one in pair)
-        common = sorted(ours.keys() & theirs.keys())
-        if not common or steps[0] is None or steps[1] is None:
+        machines = self._common_machines(task, series)
+        if not machines or steps[0] is None or steps[1] is None:
             return None
-        return steps[0] * ours[common[0]], steps[1] * theirs[common[0]]
+        ours, theirs = (self.step_times[task, one.name][machines[0]].whole for one in pair)
+        return steps[0] * ours, steps[1] * theirs
+
+    def step_time(self, task: str, series: Series) -> StepTime | None:
+        """On a machine that the reference has runs on, where there is one; None where no run came
+        to its end."""
+        times = self.step_times[task, series.name]
+        machines = [*self._common_machines(task, series), *sorted(times)]
+        return times[machines[0]] if machines else None
+
+    def _common_machines(self, task: str, series: Series) -> list[str]:
+        of_reference = self.step_times.get((task, self.reference.name)) if self.reference else None
+        return sorted(self.step_times[task, series.name].keys() & (of_reference or {}).keys())
 
     def log_ratios(
         self, series: Series, measure: Measure = "losses", tasks: Sequence[str] | None = None
@@ -350,15 +393,24 @@ _Probe = tuple[str, str, str | None]
 """Task, optimizer and weights."""
 
 
-def _fastest(records: Iterable[Record]) -> dict[_Probe, dict[str, float]]:
-    """Seconds a step of the fastest run on each machine, whatever its seed and length."""
-    found: dict[_Probe, dict[str, float]] = {}
+def _step_times(records: Iterable[Record]) -> dict[_Probe, dict[str, StepTime]]:
+    """On each machine, from runs of any seed and length."""
+    own: dict[_Probe, dict[str, float]] = {}
+    network: dict[tuple[str, str], float] = {}
     for run in records:
-        machines = found.setdefault((run.task, run.optimizer, run.weights), {})
+        machines = own.setdefault((run.task, run.optimizer, run.weights), {})
         if not run.diverged:
-            seconds = run.wall_s / run.steps
+            seconds = run.optimizer_s / run.steps
             machines[run.machine] = min(seconds, machines.get(run.machine, math.inf))
-    return found
+            rest, place = (run.wall_s - run.optimizer_s) / run.steps, (run.task, run.machine)
+            network[place] = min(rest, network.get(place, math.inf))
+    return {
+        probe: {
+            machine: StepTime(seconds, network[probe[0], machine])
+            for machine, seconds in machines.items()
+        }
+        for probe, machines in own.items()
+    }
 
 
 def make_groups(records: Sequence[Record]) -> list[Group]:
@@ -379,9 +431,9 @@ def make_groups(records: Sequence[Record]) -> list[Group]:
             tuning.setdefault(key, []).append(record)
         else:
             reported.setdefault((record.steps, record.schedule), []).append(record)
-    fastest = _fastest(records)
+    times = _step_times(records)
     return [
-        _make_group(*key, reported[key], tuning, fastest)
+        _make_group(*key, reported[key], tuning, times)
         for key in sorted(reported, key=lambda key: (key[0], key[1] != "none", key[1]))
     ]
 
@@ -391,7 +443,7 @@ def _make_group(
     schedule: str,
     records: Sequence[Record],
     tuning: dict[tuple[str, str, int, str], list[Record]],
-    fastest: Mapping[_Probe, dict[str, float]],
+    times: Mapping[_Probe, dict[str, StepTime]],
 ) -> Group:
     digests: dict[str, set[str]] = {}
     by_probe: dict[_Probe, list[Record]] = {}
@@ -404,7 +456,7 @@ def _make_group(
         return (record.weights or "none")[:8] if many else ""
 
     grids: dict[tuple[str, str], Grid] = {}
-    step_seconds: dict[tuple[str, str], dict[str, float]] = {}
+    step_times: dict[tuple[str, str], dict[str, StepTime]] = {}
     placed: list[tuple[Record, str, list[str]]] = []
     for runs in by_probe.values():
         probe = runs[0]
@@ -414,7 +466,7 @@ def _make_group(
         name = Series(probe.optimizer, weights, "", probe.learned).name
         if grid:
             grids[probe.task, name] = grid
-        step_seconds[probe.task, name] = fastest[probe.task, probe.optimizer, probe.weights]
+        step_times[probe.task, name] = times[probe.task, probe.optimizer, probe.weights]
         placed += [(run, weights, _tracks(run, grid)) for run in _unique(runs)]
 
     own_tracks: dict[tuple[str, str], set[str]] = {}
@@ -448,7 +500,7 @@ def _make_group(
             for key, runs in entries.items()
         },
         grids=grids,
-        step_seconds=step_seconds,
+        step_times=step_times,
     )
 
 

@@ -110,12 +110,13 @@ def _row(group: Group, standing: _Standing) -> tuple[str, tuple[Cell, ...]]:
     counted = [entry for task in group.tasks if (entry := group.entries.get((task, series)))]
     below, above = standing.signs
     lower = [f"{n} of {standing.tasks}" for n in standing.below]
-    known = not math.isnan(low)
+    interval = ""
+    if math.isfinite(standing.ratios[0]) and not math.isnan(low):
+        end = f"to {look.ratio(high)}" if math.isfinite(high) else "or more"
+        interval = f"{look.ratio(low)} {end}"
     itself = series == group.reference
     return series.label, (
-        _ratio_cell(
-            standing.ratios[0], f"{look.ratio(low)} to {look.ratio(high)}" if known else ""
-        ),
+        _ratio_cell(standing.ratios[0], interval),
         look.MISSING
         if itself
         else Cell(
@@ -149,6 +150,9 @@ def summary_blocks(group: Group, key: str, lines: look.Lines) -> Iterator[Block]
                 "scale: there is no summary over them."
             )
         )
+        return
+    if group.names == (reference.name,):
+        yield Paragraph(say("Only {} was run: there is nothing to compare.", Code(reference.name)))
         return
     name, common = reference.label, group.common_tasks
     standings = [found for series in group.series if (found := _standing(group, series))]

@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-import numpy as np
-
 from hyperadam.evaluation import look, plots
 from hyperadam.evaluation.document import Block, Cell, Code, Figures, Heading, Paragraph, say
 from hyperadam.evaluation.series import BEGUN, Group, Series, final_window
@@ -105,9 +103,8 @@ def _speed(
         seconds_cell,
         say(
             "Wall-clock time to the same loss, as a multiple of that of {}, whose own is in "
-            "seconds: those steps at the time a step of the fastest run on a machine that both "
-            "have runs on, of the whole training loop without measurements. Other work may have "
-            "been on the machine: factors count, some ten percent do not",
+            "seconds: those steps at the time a step of the table below, on a machine that both "
+            "have runs on. Factors count, some ten percent do not",
             Code(reference.label),
         ),
         tasks=tasks,
@@ -116,34 +113,25 @@ def _speed(
 
 
 def _costs(group: Group) -> Iterator[Block]:
-    """Time a step and memory."""
+    """Time a step."""
 
     def cost(task: str, series: Series) -> Cell:
-        entry = group.entries.get((task, series))
-        if entry is None:
+        if (task, series) not in group.entries:
             return look.MISSING
-        fastest = min(entry.runs, key=lambda run: run.wall_s)
-        own, loop = (1e3 * s / group.steps for s in (fastest.optimizer_s, fastest.wall_s))
-        return Cell(f"{own:.3g} ms", small=f"of {loop:.3g} ms")
+        time = group.step_time(task, series)
+        if time is None:
+            return Cell("diverged")
+        own, whole = (f"{1e3 * seconds:.3g} ms" for seconds in (time.own, time.whole))
+        return Cell(own, small=f"of {whole}")
 
     yield look.matrix(
         group,
         cost,
-        say("Time a step: the optimizer's own, of the whole loop's (each cell's fastest run)"),
-        folded=True,
-    )
-
-    def memory(task: str, series: Series) -> Cell:
-        entry = group.entries.get((task, series))
-        if entry is None:
-            return look.MISSING
-        return Cell(f"{np.median([run.peak_mb for run in entry.runs]):,.0f} MB")
-
-    yield look.matrix(
-        group,
-        memory,
         say(
-            "Peak memory of the process in a run (medians over seeds), libraries and data among it"
+            "Time a step: the optimizer's own, of the whole training loop's without measurements. "
+            "Other work may have been on the machine, so the optimizer's part is that of its "
+            "fastest run, tuning included, and the rest, batch and gradient, that of the fastest "
+            "run of any optimizer"
         ),
         folded=True,
     )

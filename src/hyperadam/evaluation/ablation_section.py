@@ -1,0 +1,104 @@
+"""A report's section on ablations: what the rule loses with each of its parts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+
+from hyperadam.evaluation import look
+from hyperadam.evaluation.document import Block, Cell, Code, Heading, Paragraph, Table, say
+from hyperadam.evaluation.metrics import geometric
+from hyperadam.evaluation.series import Group, Measure, Series
+from hyperadam.evaluation.suites import ABLATIONS
+
+SUITE = "ablations"
+FULL = "full"
+
+_MEASURES: tuple[Measure, ...] = ("losses", "losses_before", "val_losses")
+
+
+_USES = {
+    "mean": "the full rule's weights, without noise",
+    "isotropic": "the full rule's weights, with noise of one size for all coordinates",
+    "calibrated": "the full rule's weights, with a calibrated learning rate",
+}
+
+
+def ablated(series: Series) -> str:
+    """What a series of the suite lacks, in words; empty where it is none of its variants."""
+    use, _, weights = series.optimizer.partition("@")
+    if weights not in ABLATIONS:
+        return ""
+    if weights == FULL and use != "variational-hyperadam":
+        return _USES[use.rpartition("-")[2]]
+    return ABLATIONS[weights]
+
+
+def ablation_blocks(group: Group, key: str) -> Iterator[Block]:
+    """The section on the suite ``ablations``; nothing where the full rule is missing.
+
+    Args:
+        group: whose runs.
+        key: how anchors begin.
+    """
+    variants = {series: words for series in group.contenders if (words := ablated(series))}
+    variants |= {
+        series: words
+        for family in group.families
+        for series in family
+        if (words := ablated(series))
+    }
+    full = next((s for s in variants if s.optimizer == f"variational-hyperadam@{FULL}"), None)
+    if SUITE not in group.suites or full is None:
+        return
+    yield Heading(3, say("What each part is worth"), f"{key}-ablations")
+    yield Paragraph(
+        say(
+            "Each variant takes one part away from the rule or from its meta-training, and was "
+            "otherwise meta-trained as {} was, which has all of them; the last ones use its "
+            "weights in another way. Here each is compared with it, in pairs of runs of the same "
+            "task and seed: geometric means of the ratios of their losses. Above 1× the part that "
+            "is missing was worth something, at this length of meta-training.",
+            Code(full.label),
+        )
+    )
+    rows = []
+    for series, words in variants.items():
+        if series != full:
+            rows.append((series.label, (Cell(words), *_cells(group, full, series))))
+    yield Table(
+        (
+            ("variant", ""), ("what it is", ""), ("final loss", "over the full rule's"),
+            ("new batches", "before the update"), ("validation", "loss"), ("lower in", "runs"),
+        ),
+        tuple(rows),
+        say("Losses of each variant over those of {}", Code(full.label)),
+    )  # fmt: skip
+
+
+def _cells(group: Group, full: Series, series: Series) -> Iterator[Cell]:
+    tasks = [t for t in group.tasks if {(t, full), (t, series)} <= group.entries.keys()]
+    logs = {
+        measure: np.concatenate(
+            [
+                group.entries[task, series].paired_logs(group.entries[task, full], measure)
+                for task in tasks
+            ]
+        )
+        for measure in _MEASURES
+    }
+    for measure in _MEASURES:
+        kept = logs[measure][np.isfinite(logs[measure])]
+        ratio = geometric(lambda values: float(values.mean()), kept) if len(kept) else math.nan
+        lost = len(logs[measure]) - len(kept)
+        yield (
+            look.MISSING
+            if math.isnan(ratio)
+            else Cell(
+                look.ratio(ratio), tint=look.tint(ratio), small=f"{lost} not finite" if lost else ""
+            )
+        )
+    after = logs["losses"]
+    yield Cell(f"{int((after < 0).sum())} of {len(after)}")
