@@ -64,12 +64,17 @@ def refused(capsys, *arguments):
         ),
         (
             "evaluate --suite digits --out OUT --tasks sine-lstm2",
-            "task of the suite digits 'sine-lstm2'",
+            "'sine-lstm2': did you mean 'sine-lstm1'? (it is in: paper-100, paper-2000, paper-10000)",
         ),
         (
             "evaluate --suite digits --out OUT --tasks digits-*,mnist-*",
             "task of the suite digits 'mnist-*'",
         ),
+        (
+            "evaluate --suite paper-100 --out OUT --tasks cifar10-resnet20",
+            "(it is in: resnet)",
+        ),
+        ("evaluate --suite digits --out /proc/out", "/proc/out can't be made a folder: "),
         ("evaluate --suite digits --out OUT --tasks ,", "--tasks: must be names or patterns"),
         ("evaluate --suite digits --out OUT --lr fast", "must be default, grid or a number"),
         ("evaluate --suite digits --out OUT --lr 0", "lr must be a positive number"),
@@ -91,6 +96,8 @@ def refused(capsys, *arguments):
         ("weights", "required: COMMAND"),
         ("weights show nobody", "unknown weights 'nobody'"),
         ("weights show ./none.safetensors", "no file at"),
+        ("weights show some/where.pkl", "import-official some/where.pkl where.safetensors"),
+        ("weights show there", "(the file of that name is ./there)"),
         ("weights join lite nobody OUT.safetensors", "unknown weights 'nobody'"),
         ("weights join lite rnnprop OUT.safetensors", "with candidates and preprocessing"),
         ("weights import-official none.pkl OUT.safetensors", "no file at none.pkl"),
@@ -98,6 +105,7 @@ def refused(capsys, *arguments):
 )
 def test_mistakes_are_one_line(capsys, tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "there").touch()
     assert message in refused(capsys, *arguments.split())
     assert not (tmp_path / "OUT").exists() or not any(
         path.name != ".lock" for path in (tmp_path / "OUT").iterdir()

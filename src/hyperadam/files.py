@@ -13,12 +13,14 @@ def make_folder(path: Path) -> None:
     """Make a folder where it is missing, and those above it.
 
     Raises:
-        RunError: there is a file in its place.
+        RunError: there is a file in its place, or the system does not allow it.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         raise RunError(f"{path} can't be made a folder: there is a file in its place") from None
+    except OSError as error:
+        raise RunError(f"{path} can't be made a folder: {error.strerror}") from None
 
 
 def atomic_write(path: Path, content: bytes) -> None:

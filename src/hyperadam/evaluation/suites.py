@@ -137,7 +137,8 @@ def tasks_of(suite: Suite, patterns: tuple[str, ...]) -> tuple[str, ...]:
     """The suite's tasks whose names match a pattern, all of them without patterns.
 
     Raises:
-        ConfigError: a pattern that matches none of them; the message has the near misses.
+        ConfigError: a pattern that matches none of them; the message has the near misses, and the
+            suites with tasks that it matches.
     """
     if not patterns:
         return suite.tasks
@@ -145,6 +146,12 @@ def tasks_of(suite: Suite, patterns: tuple[str, ...]) -> tuple[str, ...]:
     for pattern in patterns:
         found = set(fnmatch.filter(suite.tasks, pattern))
         if not found:
-            raise ConfigError(unknown_name(f"task of the suite {suite.name}", pattern, suite.tasks))
+            others = [
+                other.name for other in SUITES.values() if fnmatch.filter(other.tasks, pattern)
+            ]
+            raise ConfigError(
+                unknown_name(f"task of the suite {suite.name}", pattern, suite.tasks)
+                + (f" (it is in: {', '.join(others)})" if others else "")
+            )
         chosen |= found
     return tuple(name for name in suite.tasks if name in chosen)

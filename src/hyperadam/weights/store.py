@@ -165,8 +165,14 @@ def load_weights(name_or_path: str | Path) -> Weights:
     else:
         bundled = bundled_weights()
         if name not in bundled:
-            raise WeightsError(unknown_name("weights", name, bundled))
+            there = f" (the file of that name is ./{name})" if Path(name).is_file() else ""
+            raise WeightsError(unknown_name("weights", name, bundled) + there)
         path = bundled[name]
+    if path.suffix == ".pkl":
+        raise WeightsError(
+            f"{path} is no weights file; one of the authors' becomes one by: "
+            f"hyperadam weights import-official {path} {path.stem}.safetensors"
+        )
     theta, notes = tensor_file.read(
         path, format_=FORMAT, version=FORMAT_VERSION, error=WeightsError, max_bytes=MAX_BYTES
     )
