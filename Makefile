@@ -23,8 +23,8 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Every task under every optimizer that a small machine has the memory for (learned ones up to
-# ResNet-18), some minutes; `make test` has a part of it.
+# Every task under every optimizer that the machine has the memory for (with 24 GB the bundled weights
+# up to ResNet-18), some minutes; `make test` has a part of it.
 smoke: $(VENV)/.installed-dev
 	HYPERADAM_SMOKE=all $(BIN)/python -m pytest -q tests/evaluation/test_smoke.py
 

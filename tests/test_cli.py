@@ -64,7 +64,7 @@ def refused(capsys, *arguments):
         ),
         (
             "evaluate --suite digits --out OUT --tasks sine-lstm2",
-            "'sine-lstm2': did you mean 'sine-lstm1'? (it is in: paper-100, paper-2000, paper-10000)",
+            "'sine-lstm2': did you mean 'sine-lstm1'? (it is in: paper-100, paper-2000, ",
         ),
         (
             "evaluate --suite digits --out OUT --tasks digits-*,mnist-*",

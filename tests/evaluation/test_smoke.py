@@ -1,8 +1,8 @@
 """Every task under every optimizer: a few steps on small batches.
 
 In an ordinary run each kind of network meets every optimizer, and every task one of them; with
-``HYPERADAM_SMOKE=all`` (``make smoke``) every task meets every optimizer, but the largest networks
-no learned one: its state and steps take more memory than a small machine has.
+``HYPERADAM_SMOKE=all`` (``make smoke``) every task meets every optimizer that the machine has the
+memory for: the state and steps of learned ones take kilobytes a parameter.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 
 from hyperadam.baselines import LEARNED, OPTIMIZER_NAMES, make_baseline
 from hyperadam.evaluation import train
+from hyperadam.optim.memory import free_memory
 from hyperadam.tasks import TASKS, ClassificationData, TextData, load_data
 from hyperadam.tasks.catalogue import IMAGES
 from hyperadam.tasks.text import UNICODE_NAMES, encode_text
@@ -28,19 +29,26 @@ KINDS = (
 )  # fmt: skip
 
 ALL = os.environ.get("HYPERADAM_SMOKE") == "all"
-# Rules without a kernel take some kilobytes a parameter while they step, and their time.
-MOST_PARAMS = dict.fromkeys(("rnnprop", "dmoptimizer", "hyperadam"), 2e6 if ALL else 5e5)
-MOST_PARAMS_OF_LEARNED = 13e6 if ALL else 2e6
+WITHOUT_KERNEL = ("rnnprop", "dmoptimizer", "hyperadam")
+BYTES, BYTES_WITHOUT_KERNEL = 1_500, 5_000
+"""For each parameter while a learned rule steps, and its network does; generously."""
+
+
+def most_params(name):
+    """Of networks that an optimizer meets here."""
+    if name not in LEARNED:
+        return float("inf")
+    plain = name in WITHOUT_KERNEL
+    if ALL:
+        free = free_memory(torch.device("cpu")) or float("inf")
+        return free / (BYTES_WITHOUT_KERNEL if plain else BYTES)
+    return 5e5 if plain else 2e6
 
 
 def pairs():
     for number, task in enumerate(TASKS):
         size = TASKS[task].num_params()
-        names = [
-            name
-            for name in OPTIMIZER_NAMES
-            if size <= MOST_PARAMS.get(name, MOST_PARAMS_OF_LEARNED if name in LEARNED else 1e9)
-        ]
+        names = [name for name in OPTIMIZER_NAMES if size <= most_params(name)]
         every = ALL or task in KINDS
         for name in names if every else [names[number % len(names)]]:
             yield task, name
