@@ -152,5 +152,9 @@ def test_weights_are_described_by_their_digest():
     vh = "variational-hyperadam"
     assert describe_learned(vh, default).endswith("with the bundled weights default")
     assert describe_learned(f"{vh}@lite", lite).endswith("with the bundled weights lite")
+    rnnprop = load_weights("rnnprop").digest()
+    assert describe_learned("rnnprop", rnnprop).endswith(
+        "with the bundled weights rnnprop, of 100,000 inner steps of the papers' recipe"
+    )
     assert describe_learned(vh, lite).endswith("weights that were bundled before as default")
     assert describe_learned(f"{vh}@default", lite).endswith("weights from a file named default")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -196,8 +197,12 @@ def describe_learned(name: str, digest: str) -> str:
     if digest == RELEASED_DIGEST:
         return f"{about}, with the weights that the authors released"
     bundled = weights or LEARNED[rule].weights
-    if bundled in bundled_weights() and load_weights(bundled).digest() == digest:
-        return f"{about}, with the bundled weights {bundled}"
+    if bundled in bundled_weights():
+        found = load_weights(bundled)
+        if found.digest() == digest:
+            papers = re.match(r"paper\b", found.preset)
+            cost = f", of {found.steps:,} inner steps of the papers' recipe" if papers else ""
+            return f"{about}, with the bundled weights {bundled}{cost}"
     if not weights:
         return f"{about}, with weights that were bundled before as {bundled}"
     return f"{about}, with weights from a file named {weights}"

@@ -701,11 +701,11 @@ def test_ablations_are_compared_with_the_full_rule(tmp_path):
     page, _ = report(tmp_path, [*small()[:5], *full, *bare, *mean])
     (table,) = [t for t in Tables(page).tables if t[0][0] == "variant"]
     rows = {row[0]: row[1:] for row in table[1:]}
-    assert rows["variational-hyperadam@no-lstm, default lr"] == [
+    assert rows["@no-lstm"] == [
         "the rule has no LSTM", "0.71×", "0.71×", "1.00×", "1 of 2",
     ]  # fmt: skip
-    words, *ratios, lower = rows["variational-hyperadam-mean@full, default lr"]
-    assert words == "the full rule's weights, without noise"
+    words, *ratios, lower = rows["-mean@full"]
+    assert words == "the full rule, without noise"
     assert ratios[0] == "2.00× | 1 not finite"
     assert lower == "0 of 2"
     page, _ = report(tmp_path, [*small()[:5], *bare])

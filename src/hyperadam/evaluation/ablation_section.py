@@ -20,9 +20,9 @@ _MEASURES: tuple[Measure, ...] = ("losses", "losses_before", "val_losses")
 
 
 _USES = {
-    "mean": "the full rule's weights, without noise",
-    "isotropic": "the full rule's weights, with noise of one size for all coordinates",
-    "calibrated": "the full rule's weights, with a calibrated learning rate",
+    "mean": "the full rule, without noise",
+    "isotropic": "the full rule, with even noise",
+    "calibrated": "the full rule, its lr calibrated",
 }
 
 
@@ -67,7 +67,8 @@ def ablation_blocks(group: Group, key: str) -> Iterator[Block]:
     rows = []
     for series, words in variants.items():
         if series != full:
-            rows.append((series.label, (Cell(words), *_cells(group, full, series))))
+            short = series.optimizer.removeprefix("variational-hyperadam")
+            rows.append((short, (Cell(words), *_cells(group, full, series))))
     yield Table(
         (
             ("variant", ""), ("what it is", ""), ("final loss", "over the full rule's"),
