@@ -708,8 +708,12 @@ def test_ablations_are_compared_with_the_full_rule(tmp_path):
     assert words == "the full rule, without noise"
     assert ratios[0] == "2.00× | 1 not finite"
     assert lower == "0 of 2"
-    page, _ = report(tmp_path, [*small()[:5], *bare])
-    assert "What each part is worth" not in page
+    page, _ = report(tmp_path, [*small()[:5], *full[:2], bare[1]])  # of no task in common
+    (table,) = [t for t in Tables(page).tables if t[0][0] == "variant"]
+    assert table[1] == ["@no-lstm", "the rule has no LSTM", "—", "—", "—", "0 of 0"]
+    for alone in (bare, full):
+        page, _ = report(tmp_path, [*small()[:5], *alone])
+        assert "What each part is worth" not in page
 
 
 @pytest.mark.usefixtures("undrawn")

@@ -14,26 +14,25 @@ from hyperadam.evaluation.series import Group, Measure, Series
 from hyperadam.evaluation.suites import ABLATIONS
 
 SUITE = "ablations"
+RULE = "variational-hyperadam"
 FULL = "full"
 
 _MEASURES: tuple[Measure, ...] = ("losses", "losses_before", "val_losses")
 
-
 _USES = {
-    "mean": "the full rule, without noise",
-    "isotropic": "the full rule, with even noise",
-    "calibrated": "the full rule, its lr calibrated",
+    "-mean": "the full rule, without noise",
+    "-isotropic": "the full rule, with even noise",
+    "-calibrated": "the full rule, its lr calibrated",
 }
+"""Of the full rule's weights, other than sampled updates; as optimizers' names end."""
 
 
 def ablated(series: Series) -> str:
     """What a series of the suite lacks, in words; empty where it is none of its variants."""
-    use, _, weights = series.optimizer.partition("@")
-    if weights not in ABLATIONS:
-        return ""
-    if weights == FULL and use != "variational-hyperadam":
-        return _USES[use.rpartition("-")[2]]
-    return ABLATIONS[weights]
+    name, _, weights = series.optimizer.partition("@")
+    if name == RULE:
+        return ABLATIONS.get(weights, "")
+    return _USES.get(name.removeprefix(RULE), "") if weights == FULL else ""
 
 
 def ablation_blocks(group: Group, key: str) -> Iterator[Block]:
@@ -50,8 +49,8 @@ def ablation_blocks(group: Group, key: str) -> Iterator[Block]:
         for series in family
         if (words := ablated(series))
     }
-    full = next((s for s in variants if s.optimizer == f"variational-hyperadam@{FULL}"), None)
-    if SUITE not in group.suites or full is None:
+    full = next((series for series in variants if series.optimizer == f"{RULE}@{FULL}"), None)
+    if SUITE not in group.suites or full is None or len(variants) == 1:
         return
     yield Heading(3, say("What each part is worth"), f"{key}-ablations")
     yield Paragraph(
@@ -67,7 +66,7 @@ def ablation_blocks(group: Group, key: str) -> Iterator[Block]:
     rows = []
     for series, words in variants.items():
         if series != full:
-            short = series.optimizer.removeprefix("variational-hyperadam")
+            short = series.optimizer.removeprefix(RULE)
             rows.append((short, (Cell(words), *_cells(group, full, series))))
     yield Table(
         (
@@ -84,8 +83,11 @@ def _cells(group: Group, full: Series, series: Series) -> Iterator[Cell]:
     logs = {
         measure: np.concatenate(
             [
-                group.entries[task, series].paired_logs(group.entries[task, full], measure)
-                for task in tasks
+                np.empty(0),
+                *(
+                    group.entries[task, series].paired_logs(group.entries[task, full], measure)
+                    for task in tasks
+                ),
             ]
         )
         for measure in _MEASURES
