@@ -10,14 +10,12 @@ import numpy as np
 from hyperadam.evaluation import look
 from hyperadam.evaluation.document import Block, Cell, Code, Heading, Paragraph, Table, say
 from hyperadam.evaluation.metrics import geometric
-from hyperadam.evaluation.series import Group, Measure, Series
+from hyperadam.evaluation.series import MEASURES, Group, Series
 from hyperadam.evaluation.suites import ABLATIONS
 
 SUITE = "ablations"
 RULE = "variational-hyperadam"
 FULL = "full"
-
-_MEASURES: tuple[Measure, ...] = ("losses", "losses_before", "val_losses")
 
 _USES = {
     "-mean": "the full rule, without noise",
@@ -42,13 +40,7 @@ def ablation_blocks(group: Group, key: str) -> Iterator[Block]:
         group: whose runs.
         key: how anchors begin.
     """
-    variants = {series: words for series in group.contenders if (words := ablated(series))}
-    variants |= {
-        series: words
-        for family in group.families
-        for series in family
-        if (words := ablated(series))
-    }
+    variants = {series: words for series in group.main_series if (words := ablated(series))}
     full = next((series for series in variants if series.optimizer == f"{RULE}@{FULL}"), None)
     if SUITE not in group.suites or full is None or len(variants) == 1:
         return
@@ -90,9 +82,9 @@ def _cells(group: Group, full: Series, series: Series) -> Iterator[Cell]:
                 ),
             ]
         )
-        for measure in _MEASURES
+        for measure in MEASURES
     }
-    for measure in _MEASURES:
+    for measure in MEASURES:
         kept = logs[measure][np.isfinite(logs[measure])]
         ratio = geometric(lambda values: float(values.mean()), kept) if len(kept) else math.nan
         lost = len(logs[measure]) - len(kept)

@@ -60,11 +60,6 @@ def plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}" + ("" if count == 1 else "s")
 
 
-def are(count: int, noun: str) -> str:
-    """That there are so many, as a sentence begins."""
-    return f"{plural(count, noun)} {'is' if count == 1 else 'are'}"
-
-
 def slug(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:60] or "x"
 

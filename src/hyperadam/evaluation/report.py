@@ -148,8 +148,9 @@ def _reading(
     items = [
         say(
             "A {} is one training of one task from one seed, which sets the initial "
-            "parameters and the order of the data. {} reported here{}.",
-            Strong("run"), look.are(len(reported), "run"),
+            "parameters and the order of the data. {} {} reported here{}.",
+            Strong("run"), look.plural(len(reported), "run"),
+            "is" if len(reported) == 1 else "are",
             f"; {look.plural(len(tuning), 'run')} with other seeds chose learning rates, and "
             "are not" if tuning else "",
         ),

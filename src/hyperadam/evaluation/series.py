@@ -29,6 +29,7 @@ BEGUN = 0.95
 
 Measure = Literal["losses", "losses_before", "val_losses"]
 """Attributes of an :class:`Entry`: losses (S)."""
+MEASURES: tuple[Measure, ...] = ("losses", "losses_before", "val_losses")
 
 
 @dataclasses.dataclass(frozen=True, order=True)

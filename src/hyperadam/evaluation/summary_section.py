@@ -30,11 +30,9 @@ from hyperadam.evaluation.metrics import (
     performance_profile,
     performance_ratios,
 )
-from hyperadam.evaluation.series import Group, Measure, Series
+from hyperadam.evaluation.series import MEASURES, Group, Measure, Series
 
 MAX_FACTOR = 100.0
-
-_MEASURES: tuple[Measure, ...] = ("losses", "losses_before", "val_losses")
 
 
 def _interquartile(log_ratios: Sequence[np.ndarray]) -> float:
@@ -71,7 +69,7 @@ def _standing(group: Group, series: Series) -> _Standing | None:
     tasks = [task for task in group.compared_tasks if (task, series) in group.entries]
     if not tasks:
         return None
-    logs = [group.log_ratios(series, measure) for measure in _MEASURES]
+    logs = [group.log_ratios(series, measure) for measure in MEASURES]
     low, high = interquartile_interval(logs[0])
     common = group.common_tasks if set(group.common_tasks) <= set(tasks) else []
 
@@ -88,9 +86,9 @@ def _standing(group: Group, series: Series) -> _Standing | None:
         len(tasks),
         tuple(map(_interquartile, logs)),
         (math.exp(low), math.exp(high)),
-        tuple(map(below, _MEASURES)),
+        tuple(map(below, MEASURES)),
         (signs.count(-1), signs.count(1)),
-        tuple(_interquartile(group.log_ratios(series, m, common)) for m in _MEASURES),
+        tuple(_interquartile(group.log_ratios(series, m, common)) for m in MEASURES),
     )
 
 
@@ -124,7 +122,7 @@ def _row(group: Group, standing: _Standing) -> tuple[str, tuple[Cell, ...]]:
         ),
         *(
             _ratio_cell(standing.ratios[n], "" if itself else lower[n])
-            for n in range(1, len(_MEASURES))
+            for n in range(1, len(MEASURES))
         ),
         Cell(" / ".join(_words(standing.common)))
         if not math.isnan(standing.common[0])
