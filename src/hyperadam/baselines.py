@@ -122,7 +122,7 @@ _RNN = "the LSTM on Adam's and RMSprop's directions of Lv et al. (ICML 2017)"
 _HYPER = "HyperAdam (Wang et al., AAAI 2019), which combines Adam-like candidates"
 _VARIATIONAL = "Variational HyperAdam (Wang et al., TPAMI 2022)"
 _MEAN = "the same rule, but each update is the mean of its distribution"
-_CALIBRATED = "the same rule, its learning rate scaled by the coherence of the first gradients"
+_CALIBRATED = "the same rule, its learning rate lowered where the first gradients swing"
 _ISOTROPIC = "the same mean, with noise of one variance for all coordinates"
 
 LEARNED: dict[str, Learned] = {

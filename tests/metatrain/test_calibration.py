@@ -9,6 +9,7 @@ from hyperadam import VariationalHyperAdam
 from hyperadam.errors import ConfigError
 from hyperadam.metatrain import MetaTrainer
 from hyperadam.presets import preset
+from hyperadam.rule import coherence
 from hyperadam.rule.coherence import STEPS
 from hyperadam.tasks import derive_seed
 from hyperadam.weights import Weights
@@ -18,8 +19,10 @@ CONFIG = preset("smoke").with_overrides(SETTINGS)
 
 
 @pytest.mark.parametrize("decays", ["[0.95]", "[0.5, 0.9, 0.99]"])
-def test_an_inner_run_is_what_the_optimizer_does(decays):
+def test_an_inner_run_is_what_the_optimizer_does(decays, monkeypatch):
     """But for the rounding of a running product in place of a power."""
+    # As if all gradients swung.
+    monkeypatch.setattr(coherence, "independent_coherence", lambda decays: 1.0)
     plain = [f"rule.moment_decays={decays}", "random_scaling=0", "convex_dim=0", "meta_lr=1e-30"]
     config = CONFIG.with_overrides([*plain, "meta_weight_decay=0", "lr=0.01"])
     trainer = MetaTrainer(config)

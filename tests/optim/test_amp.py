@@ -340,5 +340,5 @@ def test_training_in_half_precision(dtype, state_dtype):
     assert sum(last) < 0.5 * sum(first)
     assert {param.dtype for param in model.parameters()} == {dtype}
     for entry in optimizer.state_dict()["state"].values():
-        numbers = {name: value for name, value in entry.items() if name not in ("step", "peak")}
-        assert {value.dtype for value in numbers.values()} == {getattr(torch, state_dtype)}
+        large = {value.dtype for value in entry.values() if value.dim()}
+        assert large == {getattr(torch, state_dtype)}

@@ -31,6 +31,8 @@ from hyperadam.ranks import ALONE, GroupRanks
 
 BATCH = 24
 LR = 1e-3
+SWINGING = {"lr": 3e-3, "calibrate": True}
+"""Where steps are so long that gradients swing, and the learning rate is lowered for it."""
 
 
 def make_model(dtype=torch.float64):
@@ -93,7 +95,7 @@ def params_of(model):
 def alone(steps, dtype=torch.float64, make=make_model, **settings):
     """The parameters after so many steps in one process."""
     model = make().to(dtype)
-    optimizer = VariationalHyperAdam(model.named_parameters(), lr=LR, **settings)
+    optimizer = VariationalHyperAdam(model.named_parameters(), **{"lr": LR, **settings})
     train(model, optimizer, range(steps), dtype=dtype)
     return params_of(model)
 
@@ -112,7 +114,7 @@ def make_sharded(size, replicas=1, dtype=torch.float64, layers=True, device="cpu
             if isinstance(layer, nn.Linear):
                 fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh)
-    return model, VariationalHyperAdam(model.named_parameters(), lr=LR, **settings)
+    return model, VariationalHyperAdam(model.named_parameters(), **{"lr": LR, **settings})
 
 
 class CountedReductions:
@@ -187,13 +189,13 @@ def scaled(rank, size, steps, bad_step):
     return params_of(model), scaler.get_scale(), optimizer.skipped_steps
 
 
-def make_zero(model, **settings):
+def make_zero(model, lr=LR, **settings):
     from torch.distributed.optim import ZeroRedundancyOptimizer  # it warns of itself
 
     optimizer_class = functools.partial(
         VariationalHyperAdam, shard_of=list(model.named_parameters()), **settings
     )
-    return ZeroRedundancyOptimizer(model.parameters(), optimizer_class=optimizer_class, lr=LR)
+    return ZeroRedundancyOptimizer(model.parameters(), optimizer_class=optimizer_class, lr=lr)
 
 
 def zero(rank, size, steps, settings, make=make_model):
@@ -226,12 +228,12 @@ def save(rank, size, folder, first, **settings):
     checkpoint.save(state, checkpoint_id=folder)
 
 
-def save_calibrated(rank, size, folder, first):
-    save(rank, size, folder, first, calibrate=True)
+def save_swinging(rank, size, folder, first):
+    save(rank, size, folder, first, **SWINGING)
 
 
-def resume_calibrated(rank, size, folder, first, steps):
-    return resume(rank, size, folder, first, steps, calibrate=True)
+def resume_swinging(rank, size, folder, first, steps):
+    return resume(rank, size, folder, first, steps, **SWINGING)
 
 
 def resume(rank, size, folder, first, steps, device="cpu", **settings):
@@ -240,7 +242,7 @@ def resume(rank, size, folder, first, steps, device="cpu", **settings):
         model, optimizer = make_sharded(size, device=device, **settings)
     else:
         model = make_model()
-        optimizer = VariationalHyperAdam(model.named_parameters(), lr=LR, **settings)
+        optimizer = VariationalHyperAdam(model.named_parameters(), **{"lr": LR, **settings})
     if device == "meta":
         model.to_empty(device="cpu")
         with torch.no_grad():

@@ -188,37 +188,38 @@ def test_the_variance_is_narrowed_by_the_mean_over_all_shards(pools):
         assert_close(params, small)
 
 
-CALIBRATED = {"calibrate": True}
 CALIBRATION_STEPS = 24
 
 
 @pytest.fixture(scope="module")
 def one_calibrated_process():
-    expected = jobs.alone(CALIBRATION_STEPS, **CALIBRATED)
+    expected = jobs.alone(CALIBRATION_STEPS, **jobs.SWINGING)
     with pytest.raises(AssertionError):  # it does something here
-        assert_close(expected, jobs.alone(CALIBRATION_STEPS))
+        assert_close(expected, jobs.alone(CALIBRATION_STEPS, lr=jobs.SWINGING["lr"]))
     return expected
 
 
 @pytest.mark.parametrize("size", [2, 4])
 def test_the_coherence_is_one_over_all_shards(pools, one_calibrated_process, size):
-    for found in pools[size].run(jobs.fsdp, CALIBRATION_STEPS, 1, F64, CALIBRATED):
+    for found in pools[size].run(jobs.fsdp, CALIBRATION_STEPS, 1, F64, jobs.SWINGING):
         assert_close(found["params"], one_calibrated_process)
 
 
 def test_the_coherence_is_one_over_all_of_zeros_processes(pools, one_calibrated_process):
-    for params, _ in pools[2].run(jobs.zero, CALIBRATION_STEPS, CALIBRATED):
+    for params, _ in pools[2].run(jobs.zero, CALIBRATION_STEPS, jobs.SWINGING):
         assert_close(params, one_calibrated_process)
-    small = jobs.alone(CALIBRATION_STEPS, make=jobs.make_small_model, **CALIBRATED)
-    for params, _ in pools[4].run(jobs.zero, CALIBRATION_STEPS, CALIBRATED, jobs.make_small_model):
+    small = jobs.alone(CALIBRATION_STEPS, make=jobs.make_small_model, lr=6e-3, calibrate=True)
+    for params, _ in pools[4].run(
+        jobs.zero, CALIBRATION_STEPS, {"lr": 6e-3, "calibrate": True}, jobs.make_small_model
+    ):
         assert_close(params, small)
 
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 def test_a_checkpoint_keeps_the_coherence(pools, one_calibrated_process, tmp_path):
-    pools[4].run(jobs.save_calibrated, tmp_path / "saved", 15)
+    pools[4].run(jobs.save_swinging, tmp_path / "saved", 15)
     arguments = (tmp_path / "saved", 15, CALIBRATION_STEPS)
-    results = pools[2].run(jobs.resume_calibrated, *arguments)
-    results.append(jobs.resume_calibrated(0, 1, *arguments))
+    results = pools[2].run(jobs.resume_swinging, *arguments)
+    results.append(jobs.resume_swinging(0, 1, *arguments))
     for params, _ in results:
         assert_close(params, one_calibrated_process)

@@ -105,11 +105,13 @@ class TileLayout:
 
     def unpack(self, tiles_TRx: Tensor, count: int) -> dict[str, Tensor]:
         """The fields of ``count`` coordinates, each of shape (count, *width)."""
-        fields = {}
-        for name, rows in self.rows.items():
-            columns = tiles_TRx[:, rows].transpose(1, 2).reshape(-1, rows.stop - rows.start)
-            fields[name] = columns[:count].reshape(count, *self.widths[name])
-        return fields
+        return {name: self.field(name, tiles_TRx, count) for name in self.rows}
+
+    def field(self, name: str, tiles_TRx: Tensor, count: int) -> Tensor:
+        """One of them alone, (count, *width)."""
+        rows = self.rows[name]
+        columns = tiles_TRx[:, rows].transpose(1, 2).reshape(-1, rows.stop - rows.start)
+        return columns[:count].reshape(count, *self.widths[name])
 
     def pack(
         self,

@@ -57,6 +57,6 @@ class Calibration:
             self._moments = moments[0], moments[1]
             found_B = mean_coherence(coherence_sums(*self._moments, step, self._decays))
             self.coherence_B = self.coherence_B + torch.where(counts(step), found_B, 0)
-        scale_B = calibrated_lr_scale(self.coherence_B, step)
+        scale_B = calibrated_lr_scale(self.coherence_B, step, self._decays)
         self._step = step + 1
         return scale_B.to(grad_BN.dtype).unsqueeze(1)

@@ -24,7 +24,7 @@ from torch._compile import _disable_dynamo
 from torch.optim.optimizer import ParamsT
 
 from hyperadam.errors import ConfigError, WeightsError, unknown_name
-from hyperadam.kernels import BACKENDS, Lanes, Part, TileLayout, is_finite, tiled_rule
+from hyperadam.kernels import BACKENDS, TILE, Lanes, Part, TileLayout, is_finite, tiled_rule
 from hyperadam.optim.arena import SCALARS, Arena, Entry, Unmade, keys, scalars_of
 from hyperadam.optim.names import attention_parameters, named
 from hyperadam.optim.sharding import (
@@ -59,6 +59,9 @@ if TYPE_CHECKING:
 
 Nonfinite = Literal["skip", "raise"]
 StateDtype = Literal["float32", "bfloat16"]
+
+_COHERENCE_TILES = 4096
+"""How many tiles' moments are taken out of the state at a time, for their coherence."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -541,26 +544,33 @@ class LearnedOptimizer(torch.optim.Optimizer):
         self, arena: Arena, parts: Sequence[Part], directions: list[Tensor], finite: Tensor
     ) -> None:
         """Add up the coherence of the first steps, and scale the directions by what it tells."""
+        rule = self.weights.rule
+        assert isinstance(rule, VariationalHyperAdamRule)
         steps_P = arena.steps_P[self._active_numbers]
         total_P = arena.scalars["coherence"]
         if self._calibrating or self._reduce is not None:  # where others may still be at it
-            found = self._coherence(arena, parts, steps_P)
+            found = self._coherence(arena, parts, steps_P, rule.moment_decays)
             found_P = torch.where(counts(steps_P) & finite, found, 0)
             total_P.index_add_(0, self._active_numbers, found_P)
-        scale_P = calibrated_lr_scale(total_P[self._active_numbers], steps_P)
+        scale_P = calibrated_lr_scale(total_P[self._active_numbers], steps_P, rule.moment_decays)
         torch._foreach_mul_(directions, list(scale_P.to(directions[0].dtype).unbind()))
 
-    def _coherence(self, arena: Arena, parts: Sequence[Part], steps_P: Tensor) -> Tensor:
+    def _coherence(
+        self, arena: Arena, parts: Sequence[Part], steps_P: Tensor, decays: tuple[float, ...]
+    ) -> Tensor:
         """This step's coherence, over all parameters that are in their first steps."""
-        rule, layout = self.weights.rule, arena.layout
-        assert isinstance(rule, VariationalHyperAdamRule)
         sums = torch.zeros(2, dtype=torch.float64, device=steps_P.device)
         if self._calibrating:
             for part, step, does_count in zip(parts, steps_P, counts(steps_P), strict=True):
-                fields = layout.unpack(arena.state.tiles_TRx[part.tiles], part.count)
-                moments = fields["exp_avg_NK"], fields["exp_avg_sq_NK"]
-                own = coherence_sums(*moments, step, rule.moment_decays)
-                sums += torch.where(does_count, own, 0)
+                pieces = arena.state.tiles_TRx[part.tiles].split(_COHERENCE_TILES)
+                left = part.count
+                for tiles_TRx in pieces:
+                    count = min(left, len(tiles_TRx) * TILE)
+                    first = arena.layout.field("exp_avg_NK", tiles_TRx, count)
+                    second = arena.layout.field("exp_avg_sq_NK", tiles_TRx, count)
+                    own = coherence_sums(first, second, step, decays)
+                    sums += torch.where(does_count, own, 0)
+                    left -= count
             # A GPU is seldom waited for.
             if steps_P.device.type == "cpu" or next(self._asked) % STEPS == 0:
                 self._calibrating = not bool((steps_P >= STEPS).all())

@@ -1,14 +1,15 @@
-"""A learning rate that fits the task: scaled by how coherent the first gradients are.
+"""A learning rate that is lowered where the first steps turn out too long: where gradients swing.
 
-Where successive gradients agree, the loss goes down along a long, smooth slope and long steps pay;
-where they are mostly noise, or swing to and fro, short ones do. The part of noise alone is what
-gives large batches larger learning rates: McCandlish et al., "An empirical model of large-batch
-training", 2018, section 2.2.
+Where steps overshoot, a gradient tends to point against the one before it, and what is remembered
+of gradients is less than of independent ones. The first gradients show it before it has done harm.
 
-Suffixes: N coordinates, K fixed moments, P parts.
+Suffixes: N coordinates, K fixed moments, P parts, I points of an integral, S gradients so far.
 """
 
 from __future__ import annotations
+
+import functools
+import math
 
 import torch
 from torch import Tensor
@@ -16,11 +17,37 @@ from torch import Tensor
 STEPS = 20
 """The learning rate is scaled from this step on."""
 
-NEUTRAL = 0.4
-"""The mean coherence at which the learning rate stays as it is."""
+POWER = 12.0
+LOWEST = 0.4
 
-POWER = 4.0
-LIMITS = (0.2, 4.0)
+POINTS = 256
+"""At which an integral is taken, to five digits."""
+
+
+@functools.cache
+def independent_coherence(decays: tuple[float, ...]) -> float:
+    """The mean coherence of the steps 2 to :data:`STEPS` where gradients are independent of each
+    other and normal, of mean 0: the learning rate stays as it is from there on.
+
+    With ``a`` the corrected weights that a moment has of the gradients ``g`` so far, a coordinate's
+    coherence is ``|a g| / sqrt(sum(a g^2))``. By ``1 / sqrt(x) = 2 / sqrt(pi)`` times the integral
+    of ``exp(-x t^2)`` over positive ``t`` its expectation is one of a normal's, which is known.
+
+    Args:
+        decays: of the moments, (K,).
+    """
+    # t = u / (1 - u), so that u goes from 0 to 1.
+    u_I = (torch.arange(POINTS, dtype=torch.float64) + 0.5) / POINTS
+    t_I = u_I / (1 - u_I)
+    weight_I = 1 / (1 - u_I) ** 2 / POINTS
+    total = 0.0
+    for decay in decays:
+        for step in range(2, STEPS + 1):
+            a_S = (1 - decay) / (1 - decay**step) * decay ** torch.arange(step).double()
+            shrink_IS = 1 + 2 * t_I.square().unsqueeze(1) * a_S
+            spread_I = (a_S.square() / shrink_IS).sum(1).sqrt()
+            total += float((spread_I * shrink_IS.prod(1).rsqrt() * weight_I).sum())
+    return math.sqrt(8) / math.pi * total / (len(decays) * (STEPS - 1))
 
 
 def coherence_sums(
@@ -60,12 +87,14 @@ def counts(steps_P: Tensor) -> Tensor:
     return (steps_P > 1) & (steps_P <= STEPS)
 
 
-def calibrated_lr_scale(total_P: Tensor, steps_P: Tensor) -> Tensor:
-    """What the learning rate is multiplied by.
+def calibrated_lr_scale(total_P: Tensor, steps_P: Tensor, decays: tuple[float, ...]) -> Tensor:
+    """What the learning rate is multiplied by: 1 where gradients agree or are independent, less
+    where they swing to and fro.
 
     Args:
         total_P: the sum of the coherence of all steps so far that :func:`counts`.
         steps_P: the number of this step, from 1.
+        decays: of the fixed moments, (K,).
     """
-    scale_P = (total_P / (STEPS - 1) / NEUTRAL).pow(POWER).clamp(*LIMITS)
-    return torch.where(steps_P >= STEPS, scale_P, 1)
+    share_P = total_P / ((STEPS - 1) * independent_coherence(decays))
+    return torch.where(steps_P >= STEPS, share_P.pow(POWER).clamp(LOWEST, 1), 1)

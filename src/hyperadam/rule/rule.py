@@ -167,7 +167,7 @@ class Rule(abc.ABC):
             (:meth:`lr_scale`); 1 in the papers.
         attention_scale: what the learning rate of attention's matrices is multiplied by
             (:meth:`lr_scale`); 1 in the papers.
-        calibrated: scale the learning rate by the coherence of the first gradients
+        calibrated: lower the learning rate where the first gradients swing to and fro
             (:mod:`hyperadam.rule.coherence`); not in the papers. For rules with fixed moments.
     """
 
