@@ -87,8 +87,8 @@ def test_noise_comes_from_the_seed():
 def test_settings_reach_the_optimizer():
     param = torch.nn.Parameter(torch.zeros(3))
     for name, calibrate in (
-        ("variational-hyperadam", False),
-        ("variational-hyperadam-calibrated", True),
+        ("variational-hyperadam", True),
+        ("variational-hyperadam-uncalibrated", False),
     ):
         assert make_baseline(name).build([param], 1.0, 0).calibrate is calibrate
 

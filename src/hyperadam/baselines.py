@@ -122,7 +122,7 @@ _RNN = "the LSTM on Adam's and RMSprop's directions of Lv et al. (ICML 2017)"
 _HYPER = "HyperAdam (Wang et al., AAAI 2019), which combines Adam-like candidates"
 _VARIATIONAL = "Variational HyperAdam (Wang et al., TPAMI 2022)"
 _MEAN = "the same rule, but each update is the mean of its distribution"
-_CALIBRATED = "the same rule, its learning rate lowered where the first gradients swing"
+_UNCALIBRATED = "the same rule, its learning rate not lowered where the first gradients swing"
 _ISOTROPIC = "the same mean, with noise of one variance for all coordinates"
 
 LEARNED: dict[str, Learned] = {
@@ -134,8 +134,8 @@ LEARNED: dict[str, Learned] = {
         VariationalHyperAdam, "default", True, _MEAN, {"sample": False}
     ),
     "variational-hyperadam-isotropic": Learned(IsotropicNoise, "default", True, _ISOTROPIC),
-    "variational-hyperadam-calibrated": Learned(
-        VariationalHyperAdam, "default", True, _CALIBRATED, {"calibrate": True}
+    "variational-hyperadam-uncalibrated": Learned(
+        VariationalHyperAdam, "default", True, _UNCALIBRATED, {"calibrate": False}
     ),
 }
 """Learned optimizers. The mean and the isotropic one are for the question what the predicted

@@ -49,6 +49,15 @@ def test_an_inner_run_is_what_the_optimizer_does(decays, monkeypatch):
     assert float((other - param.detach()).abs().max()) > 0.01  # it does something here
 
 
+def test_inner_runs_with_attention_are_not_calibrated():
+    settings = ["task=digits-vit", "rule.attention_scale=0.2", "random_scaling=0", "convex_dim=0"]
+    config = CONFIG.with_overrides([*settings, "trajectory_length=20", "inner_runs=1"])
+    trainer = MetaTrainer(config)
+    assert trainer.in_flight[0].carry.coherence_B is None
+    uncalibrated = MetaTrainer(config.with_overrides(["rule.calibrated=false"]))
+    assert trainer.meta_step() == uncalibrated.meta_step()
+
+
 @pytest.mark.parametrize("pairs", [0, 2])
 @pytest.mark.parametrize("tasks", [1, 2])
 def test_each_run_and_copy_has_its_own(tasks, pairs):

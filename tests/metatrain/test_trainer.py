@@ -297,7 +297,7 @@ def test_row_means_are_scaled_in_the_inner_run_too(runs):
 
 @pytest.mark.parametrize("settings", [["lr=0.01", "init={}"], ["init={}", "lr=0.01"]])
 def test_of_weights_to_begin_with_come_lr_channels_moments_and_variance(settings, tmp_path):
-    """How steps are scaled is the preset's, and what is said counts."""
+    """How steps are scaled by layer is the preset's, and what is said counts."""
     path = tmp_path / "weights.safetensors"
     weights = load_weights("lite")
     plain = dataclasses.replace(weights.rule, row_mean_base=None, vector_scale=1.0)

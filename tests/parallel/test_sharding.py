@@ -41,7 +41,7 @@ def test_fsdp_and_hsdp_are_one_process(pools, one_process, size, replicas):
     results = pools[size].run(jobs.fsdp, STEPS, replicas, F64, {})
     for found in results:
         assert_close(found["params"], one_process)
-        assert found["reductions"] == 3  # for its variance the default one has a third
+        assert found["reductions"] == 4  # two norms, its variance, its calibration
         for shape, rows, placements in found["state"].values():
             assert (shape[:2], rows, placements) == ((3, 9), found["rows"], found["placements"])
     rows = [found["rows"] for found in results]
@@ -52,7 +52,7 @@ def test_fsdp_and_hsdp_are_one_process(pools, one_process, size, replicas):
 def test_fsdp_by_the_reference(pools):
     for found in pools[2].run(jobs.fsdp, 4, 1, F64, {"backend": "reference"}):
         assert_close(found["params"], jobs.alone(4))
-        assert found["reductions"] == 3
+        assert found["reductions"] == 4
 
 
 def test_fsdp_in_single_precision(pools):

@@ -20,7 +20,7 @@ FULL = "full"
 _USES = {
     "-mean": "the full rule, without noise",
     "-isotropic": "the full rule, with even noise",
-    "-calibrated": "the full rule, its lr lowered where gradients swing",
+    "-uncalibrated": "the full rule, its lr not lowered where gradients swing",
 }
 """Of the full rule's weights, other than sampled updates; as optimizers' names end."""
 

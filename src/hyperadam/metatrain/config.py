@@ -274,9 +274,9 @@ class MetaTrainConfig:
 
         Keys are field names, ``rule.NAME`` for the rule's own; ``rule=NAME`` takes another rule
         with its default settings. Values are read as JSON, or else as text. ``init=WEIGHTS`` comes
-        first and takes the weights' ``lr`` and, of their rule, channels, moments and, where this
-        configuration has no ``variance_base`` of its own, what says how large the variance is
-        (:data:`~hyperadam.rule.VARIANCE`); the others may then change that.
+        first and takes the weights' ``lr`` and, of their rule, channels, moments, ``calibrated``
+        and, where this configuration has no ``variance_base`` of its own, what says how large the
+        variance is (:data:`~hyperadam.rule.VARIANCE`); the others may then change that.
 
         Raises:
             ConfigError: no ``=`` in a text, an unknown key or an impossible value.
@@ -303,7 +303,7 @@ class MetaTrainConfig:
                 if weights.rule.name == values["rule"]["rule"]:
                     begun = weights.rule.to_dict()
                     own = values["rule"].get("variance_base") is not None
-                    taken = SIZES if own else SIZES + VARIANCE
+                    taken = (*SIZES, "calibrated", *(() if own else VARIANCE))
                     found = {name: begun[name] for name in taken if name in begun}
                     values["rule"] = {**values["rule"], **found}
         return MetaTrainConfig.from_dict(values)

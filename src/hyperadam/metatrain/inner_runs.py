@@ -84,7 +84,7 @@ class InnerRuns:
             self.copies = self.perturbations.copies
         params_BN = self.group.initial_BN.repeat_interleave(self.copies, dim=0)
         coherence_B = None
-        if config.rule.calibrated:
+        if config.rule.calibrated and not self.group.has_attention:
             coherence_B = torch.zeros(len(params_BN), dtype=torch.float64, device=rule.device)
         state = self.rule.init_state(*params_BN.shape)
         self.carry = InnerState(params_BN, state, coherence_B)

@@ -39,12 +39,17 @@ class TaskGroup:
         ).to(device)
         self._shapes = {name: value.shape for name, value in inits[0].items()}
         self._sizes = [shape.numel() for shape in self._shapes.values()]
+        self._projections = attention_projections(self._shapes)
+
+    @property
+    def has_attention(self) -> bool:
+        """Whether the networks have attention, as far as their parameters' names tell."""
+        return bool(self._projections)
 
     def lr_scales(self, rule: Rule) -> Tensor:
         """What a rule multiplies each coordinate's learning rate by, (N,)."""
-        projections = attention_projections(self._shapes)
         scales = [
-            torch.full((shape.numel(),), rule.lr_scale(shape, attention=name in projections))
+            torch.full((shape.numel(),), rule.lr_scale(shape, attention=name in self._projections))
             for name, shape in self._shapes.items()
         ]
         return torch.cat(scales).to(self.device)

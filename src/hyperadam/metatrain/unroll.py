@@ -28,8 +28,8 @@ class InnerState:
         params_BN: the networks' parameters, flat.
         rule_state: the rule's state, in the form of the
             :class:`~hyperadam.kernels.DifferentiableRule`.
-        coherence_B: the sum of the first steps' coherence, of shape (B,); None unless the rule's
-            learning rate is calibrated.
+        coherence_B: the sum of the first steps' coherence, of shape (B,); None where the
+            learning rate is not calibrated.
     """
 
     params_BN: Tensor

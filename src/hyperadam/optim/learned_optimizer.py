@@ -14,7 +14,7 @@ import numbers
 import sys
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args, overload
 
@@ -163,6 +163,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         self.backend = backend
         self.state_dtype = state_dtype
         self.calibrate = weights.rule.calibrated if calibrate is None else calibrate
+        self._calibrate_attention = calibrate is True
         self._asked = itertools.count(1)
         self._skipped = torch.zeros((), dtype=torch.int64)  # on the parameters' device
         self._arena: Arena | None = None
@@ -492,9 +493,11 @@ class LearnedOptimizer(torch.optim.Optimizer):
             self._skipped += ~finite
             arena.lanes.grad.masked_fill_(~finite, 0)
         arena.steps_P.index_add_(0, self._active_numbers, finite.to(torch.int64).expand(len(parts)))
+        projections = attention_parameters(self, self._names_everywhere)
         if self.calibrate:
-            self._scale_by_coherence(arena, parts, directions, finite)
-        self._move(active, directions, finite)
+            scale = self._calibrate_attention or not projections
+            self._calibrate(arena, parts, directions, finite, scale=scale)
+        self._move(active, directions, finite, projections)
         self._stepped.update(each.key for each in active)
 
     def _take_up(self, arena: Arena, param: Tensor) -> None:
@@ -540,8 +543,14 @@ class LearnedOptimizer(torch.optim.Optimizer):
             self._skip(warn=not expected)
         return on_cpu
 
-    def _scale_by_coherence(
-        self, arena: Arena, parts: Sequence[Part], directions: list[Tensor], finite: Tensor
+    def _calibrate(
+        self,
+        arena: Arena,
+        parts: Sequence[Part],
+        directions: list[Tensor],
+        finite: Tensor,
+        *,
+        scale: bool,
     ) -> None:
         """Add up the coherence of the first steps, and scale the directions by what it tells."""
         rule = self.weights.rule
@@ -552,6 +561,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
             found = self._coherence(arena, parts, steps_P, rule.moment_decays)
             found_P = torch.where(counts(steps_P) & finite, found, 0)
             total_P.index_add_(0, self._active_numbers, found_P)
+        if not scale:
+            return
         scale_P = calibrated_lr_scale(total_P[self._active_numbers], steps_P, rule.moment_decays)
         torch._foreach_mul_(directions, list(scale_P.to(directions[0].dtype).unbind()))
 
@@ -599,11 +610,16 @@ class LearnedOptimizer(torch.optim.Optimizer):
             if decay != 0 and not each.group["decoupled_weight_decay"]:
                 lane.add_(local(each.key) * decay)
 
-    def _move(self, active: list[_Active], directions: list[Tensor], finite: Tensor) -> None:
+    def _move(
+        self,
+        active: list[_Active],
+        directions: list[Tensor],
+        finite: Tensor,
+        projections: Container[Tensor],
+    ) -> None:
         """``params = params - lr d``, after decoupled weight decay, in the step's dtype; lr is the
         group's, scaled by what the parameter is if the rule says so, as are d's row means."""
         rule = self.weights.rule
-        projections = attention_parameters(self, self._names_everywhere)
         in_place: dict[float, tuple[list[Tensor], list[Tensor]]] = {}
         for each, direction in zip(active, directions, strict=True):
             lr, decay = each.group["lr"], each.group["weight_decay"]
@@ -866,6 +882,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
             "backend",
             "state_dtype",
             "calibrate",
+            "_calibrate_attention",
             "_skipped",
             "_everywhere",
             "_names_everywhere",

@@ -65,12 +65,12 @@ class VariationalHyperAdam(LearnedOptimizer):
             model has attention (``docs/distributed.md``).
             DTensors, as FSDP2 makes them, need nothing.
         process_group: those processes; None: all.
-        calibrate: multiply ``lr`` from the 20th step on by 0.4 to 1, less than 1 where the first 20
+        calibrate: multiply ``lr`` from the 20th step on by 0.6 to 1, less than 1 where the first 20
             gradients swing more than independent ones (:mod:`hyperadam.rule.coherence`); None: as
-            the weights have it (their rule's ``calibrated``). Costs a number for each parameter
-            tensor, a pass over the fixed moments in these steps, and a multiplication after them;
-            with parameters spread over processes one more sum over them, of two numbers, in every
-            step.
+            the weights have it (their rule's ``calibrated``), but no scaling where parameters'
+            names tell of attention. Costs a number for each parameter tensor, a pass over the
+            fixed moments in these steps, and a multiplication after them; with parameters spread
+            over processes one more sum over them, of two numbers, in every step.
 
     Raises:
         ValueError: an empty parameter list, a hyperparameter out of range, unknown or damaged

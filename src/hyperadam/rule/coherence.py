@@ -18,7 +18,7 @@ STEPS = 20
 """The learning rate is scaled from this step on."""
 
 POWER = 12.0
-LOWEST = 0.4
+LOWEST = 0.6
 
 POINTS = 256
 """At which an integral is taken, to five digits."""
