@@ -272,7 +272,7 @@ def test_state_of_the_other_kind_is_refused(calibrate):
     saved = make(params, calibrate=not calibrate)
     train(saved, params, 2)
     optimizer = make(copies(params), calibrate=calibrate)
-    with pytest.raises(ValueError, match=r"state holds .* expected"):
+    with pytest.raises(ValueError, match=r"holds .* expected .* \(made with another calibrate\)"):
         optimizer.load_state_dict(saved.state_dict())
 
 
@@ -312,3 +312,12 @@ def test_a_pause_among_the_first_steps_changes_nothing():
             alone.grad = drawn.clone()
             expected.step()
     assert total(optimizer, second) == pytest.approx(total(expected, alone), rel=1e-6)
+
+
+def test_gradients_that_are_all_zero_leave_steps_as_they_are():
+    params = make_params(6)
+    optimizer = make(params)
+    for _ in range(STEPS):
+        params[0].grad = torch.zeros(6)
+        optimizer.step()
+    assert expected_scale(total(optimizer, params[0])) == pytest.approx(1)

@@ -161,12 +161,13 @@ def test_a_gradient_that_is_not_finite_on_a_gpu():
 
 
 @gpu
-def test_steps_replayed_from_a_cuda_graph_are_steps():
+@pytest.mark.parametrize("calibrate", [False, True])
+def test_steps_replayed_from_a_cuda_graph_are_steps(calibrate):
     """Replays with new gradients in the same memory, one of them not finite, beside launches."""
     ends = []
     for captured in (False, True):
         params = make_params(CUDA)
-        optimizer = optimizer_of(params, "auto")
+        optimizer = optimizer_of(params, "auto", calibrate=calibrate)
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):

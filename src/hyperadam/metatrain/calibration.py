@@ -39,6 +39,7 @@ class Calibration:
         self._decays = rule.moment_decays
         self._moments: tuple[Tensor, Tensor] | None = None
         self._step = torch.tensor(first_step, device=coherence_B.device)
+        self._decay_K = torch.tensor(self._decays, dtype=torch.float64, device=coherence_B.device)
         self.coherence_B = coherence_B
 
     @torch.no_grad()
@@ -55,7 +56,8 @@ class Calibration:
                 self._moments = nothing, nothing
             _, *moments = fixed_moments(grad_BN, *self._moments, step, self._decays)
             self._moments = moments[0], moments[1]
-            found_B = mean_coherence(coherence_sums(*self._moments, step, self._decays))
+            sums = coherence_sums(*self._moments, step, self._decay_K)
+            found_B = mean_coherence(sums, self._decays)
             self.coherence_B = self.coherence_B + torch.where(counts(step), found_B, 0)
         scale_B = calibrated_lr_scale(self.coherence_B, step, self._decays)
         self._step = step + 1

@@ -15,7 +15,7 @@ from hyperadam.errors import OutOfMemoryError
 from hyperadam.kernels import TILE, Lanes, TiledState, TileLayout, lay_out
 from hyperadam.optim.memory import free_memory
 from hyperadam.optim.sharding import local, own_share, spread_like
-from hyperadam.rule import Rule
+from hyperadam.rule import Rule, VariationalHyperAdamRule
 
 CPU_ALLOCATOR = "DefaultCPUAllocator"
 """In the message of the RuntimeError that PyTorch raises where the system has no more memory."""
@@ -62,6 +62,7 @@ class Arena:
         scalars: what there is one number of for each parameter, by its key in a state dict.
         peak_S: the rule's ``peak_1``, if it has one: of all parameters together, so that it is one
             memory behind the scalars of that name.
+        decay_K: of the fixed moments, with ``calibrate``.
 
     Raises:
         OutOfMemoryError: the state does not fit; the message has the bytes.
@@ -109,7 +110,9 @@ class Arena:
         self.peak_S: Tensor | None = None
         names = scalars_of(rule, calibrate=calibrate)
         if "coherence" in names:
+            assert isinstance(rule, VariationalHyperAdamRule)
             self.scalars["coherence"] = self.steps_P.double()
+            self.decay_K = torch.tensor(rule.moment_decays, dtype=torch.float64, device=device)
         if "peak" in names:
             self.peak_S = torch.zeros(1, dtype=torch.float64, device=device)
             self.scalars["peak"] = self.peak_S.expand(len(params))

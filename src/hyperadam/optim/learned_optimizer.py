@@ -579,13 +579,15 @@ class LearnedOptimizer(torch.optim.Optimizer):
                     count = min(left, len(tiles_TRx) * TILE)
                     first = arena.layout.field("exp_avg_NK", tiles_TRx, count)
                     second = arena.layout.field("exp_avg_sq_NK", tiles_TRx, count)
-                    own = coherence_sums(first, second, step, decays)
+                    own = coherence_sums(first, second, step, arena.decay_K)
                     sums += torch.where(does_count, own, 0)
                     left -= count
-            # A GPU is seldom waited for.
-            if steps_P.device.type == "cpu" or next(self._asked) % STEPS == 0:
+            # A GPU is seldom waited for, and not at all while a graph of it is captured.
+            on_cpu = steps_P.device.type == "cpu"
+            capturing = steps_P.is_cuda and torch.cuda.is_current_stream_capturing()
+            if on_cpu or (next(self._asked) % STEPS == 0 and not capturing):
                 self._calibrating = not bool((steps_P >= STEPS).all())
-        return mean_coherence(sums if self._reduce is None else self._reduce(sums))
+        return mean_coherence(sums if self._reduce is None else self._reduce(sums), decays)
 
     def _redirect(self, lanes: Lanes, parts: Sequence[Part], steps_P: Tensor) -> None:
         """Where a subclass can change the rule's directions in place before they are applied."""
@@ -855,9 +857,10 @@ class LearnedOptimizer(torch.optim.Optimizer):
         layout = TileLayout.of(self.weights.rule)
         shapes = {key: (*shape, *layout.widths[field]) for field, key in keys(layout).items()}
         shapes |= dict.fromkeys(self._scalars, ())
+        hint = " (made with another calibrate)" if set(saved) ^ set(shapes) == {"coherence"} else ""
         require(
             set(saved) == set(shapes),
-            f"a parameter's state holds {sorted(map(str, saved))}, expected {sorted(shapes)}",
+            f"a parameter's state holds {sorted(map(str, saved))}, expected {sorted(shapes)}{hint}",
         )
         for name, expected in shapes.items():
             require(

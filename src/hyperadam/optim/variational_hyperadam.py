@@ -127,8 +127,8 @@ class VariationalHyperAdam(LearnedOptimizer):
         )
 
     def update_distribution(self, param: Tensor) -> Normal:
-        """The distribution of a parameter's last update direction d, before lr and before the
-        rule's ``row_mean_base``, where it has one, changes its row means.
+        """The distribution of a parameter's last update direction d, before lr, what
+        scales it, and before the rule's ``row_mean_base``, where it has one, changes its row means.
 
         Args:
             param: a parameter of this optimizer.

@@ -51,24 +51,24 @@ def independent_coherence(decays: tuple[float, ...]) -> float:
 
 
 def coherence_sums(
-    exp_avg_NK: Tensor, exp_avg_sq_NK: Tensor, step: Tensor, decays: tuple[float, ...]
+    exp_avg_NK: Tensor, exp_avg_sq_NK: Tensor, step: Tensor, decay_K: Tensor
 ) -> Tensor:
     """How far a step's gradient agrees with those before it: the coherence's sum and number.
 
     The coherence is the mean of ``|exp_avg| / sqrt(exp_avg_sq)``, both corrected, over the fixed
     moments and over all coordinates that have had a gradient other than 0: 1 in the first step,
-    where there is none before.
+    where there is none before. What is remembered of a coordinate fades in steps in which its
+    gradient is 0, as it does where gradients swing.
 
     Args:
         exp_avg_NK, exp_avg_sq_NK: the fixed moments after the step, uncorrected; N may be several
             dimensions, of which the sums are over the last.
         step: its number, from 1, of shape ().
-        decays: of the moments, (K,).
+        decay_K: of the moments, float64.
 
     Returns:
         float64, (..., 2): sums of what the mean is over, and how many there are.
     """
-    decay_K = torch.tensor(decays, dtype=torch.float64, device=exp_avg_NK.device)
     # (|m| / c) / sqrt(v / c), where c is what corrects both.
     scale_NK = (exp_avg_sq_NK * (1 - decay_K**step)).sqrt()
     seen_NK = scale_NK > 0
@@ -76,10 +76,11 @@ def coherence_sums(
     return torch.stack([ratio_NK.sum((-2, -1)), seen_NK.sum((-2, -1))], dim=-1)
 
 
-def mean_coherence(sums: Tensor) -> Tensor:
-    """The coherence, from :func:`coherence_sums` or sums of them; 0 where no coordinate has had a
-    gradient."""
-    return sums[..., 0] / sums[..., 1].clamp_min(1)
+def mean_coherence(sums: Tensor, decays: tuple[float, ...]) -> Tensor:
+    """The coherence, from :func:`coherence_sums` or sums of them; that of independent gradients
+    where no coordinate has had any, with moments of these ``decays``."""
+    total, number = sums.unbind(-1)
+    return torch.where(number > 0, total / number, independent_coherence(decays))
 
 
 def counts(steps_P: Tensor) -> Tensor:
