@@ -495,8 +495,9 @@ class LearnedOptimizer(torch.optim.Optimizer):
         arena.steps_P.index_add_(0, self._active_numbers, finite.to(torch.int64).expand(len(parts)))
         projections = attention_parameters(self, self._names_everywhere)
         if self.calibrate:
-            scale = self._calibrate_attention or not projections
-            self._calibrate(arena, parts, directions, finite, scale=scale)
+            self._add_coherence(arena, parts, finite)
+            if self._calibrate_attention or not projections:
+                self._scale_by_coherence(arena, directions)
         self._move(active, directions, finite, projections)
         self._stepped.update(each.key for each in active)
 
@@ -543,32 +544,27 @@ class LearnedOptimizer(torch.optim.Optimizer):
             self._skip(warn=not expected)
         return on_cpu
 
-    def _calibrate(
-        self,
-        arena: Arena,
-        parts: Sequence[Part],
-        directions: list[Tensor],
-        finite: Tensor,
-        *,
-        scale: bool,
-    ) -> None:
-        """Add up the coherence of the first steps, and scale the directions by what it tells."""
+    @property
+    def _moment_decays(self) -> tuple[float, ...]:
         rule = self.weights.rule
         assert isinstance(rule, VariationalHyperAdamRule)
-        steps_P = arena.steps_P[self._active_numbers]
-        total_P = arena.scalars["coherence"]
+        return rule.moment_decays
+
+    def _add_coherence(self, arena: Arena, parts: Sequence[Part], finite: Tensor) -> None:
+        """Add this step's coherence to those of the first steps before it."""
         if self._calibrating or self._reduce is not None:  # where others may still be at it
-            found = self._coherence(arena, parts, steps_P, rule.moment_decays)
+            steps_P = arena.steps_P[self._active_numbers]
+            found = self._coherence(arena, parts, steps_P)
             found_P = torch.where(counts(steps_P) & finite, found, 0)
-            total_P.index_add_(0, self._active_numbers, found_P)
-        if not scale:
-            return
-        scale_P = calibrated_lr_scale(total_P[self._active_numbers], steps_P, rule.moment_decays)
+            arena.scalars["coherence"].index_add_(0, self._active_numbers, found_P)
+
+    def _scale_by_coherence(self, arena: Arena, directions: list[Tensor]) -> None:
+        steps_P = arena.steps_P[self._active_numbers]
+        total_P = arena.scalars["coherence"][self._active_numbers]
+        scale_P = calibrated_lr_scale(total_P, steps_P, self._moment_decays)
         torch._foreach_mul_(directions, list(scale_P.to(directions[0].dtype).unbind()))
 
-    def _coherence(
-        self, arena: Arena, parts: Sequence[Part], steps_P: Tensor, decays: tuple[float, ...]
-    ) -> Tensor:
+    def _coherence(self, arena: Arena, parts: Sequence[Part], steps_P: Tensor) -> Tensor:
         """This step's coherence, over all parameters that are in their first steps."""
         sums = torch.zeros(2, dtype=torch.float64, device=steps_P.device)
         if self._calibrating:
@@ -587,7 +583,9 @@ class LearnedOptimizer(torch.optim.Optimizer):
             capturing = steps_P.is_cuda and torch.cuda.is_current_stream_capturing()
             if on_cpu or (next(self._asked) % STEPS == 0 and not capturing):
                 self._calibrating = not bool((steps_P >= STEPS).all())
-        return mean_coherence(sums if self._reduce is None else self._reduce(sums), decays)
+        if self._reduce is not None:
+            sums = self._reduce(sums)
+        return mean_coherence(sums, self._moment_decays)
 
     def _redirect(self, lanes: Lanes, parts: Sequence[Part], steps_P: Tensor) -> None:
         """Where a subclass can change the rule's directions in place before they are applied."""
