@@ -79,6 +79,37 @@ def test_the_coherence_is_that_of_its_definition(dtype):
     assert total(optimizer, params[1]) == total(optimizer, params[0])
 
 
+@pytest.mark.parametrize("share", [1.0, 0.5, 0.1, 0.02])
+def test_embeddings_that_are_not_in_a_batch_count_for_nothing(share):
+    """Theirs is no gradient that swings, though what is remembered of them fades."""
+    (embeddings,) = make_params((4000, 8))
+    optimizer = make([embeddings], calibrate=True)
+    for step in range(STEPS):
+        generator = torch.Generator().manual_seed(step)
+        in_batch = torch.rand(4000, 1, generator=generator) < share
+        embeddings.grad = in_batch * torch.randn(4000, 8, generator=generator)
+        optimizer.step()
+    mean = total(optimizer, embeddings) / (STEPS - 1)
+    assert mean > 0.99 * independent_coherence(DECAYS)
+    assert mean == pytest.approx(independent_coherence(DECAYS), rel=0.01) or share < 1
+
+
+def test_rows_that_do_not_count_are_as_if_they_were_not_there():
+    shapes = [(6, 5), (9, 5), (9,)]
+    params = make_params(*shapes)
+    others = copies(params)
+    optimizer, other = make(params), make([others[0]])
+    for step in range(STEPS + 2):
+        drawn = gradients(shapes, step)
+        for param, grad in zip(params, drawn, strict=True):
+            # Those of the second matrix and of the vector had a gradient once.
+            param.grad = grad if param is params[0] or step == 0 else torch.zeros_like(grad)
+        others[0].grad = drawn[0]
+        optimizer.step()
+        other.step()
+    assert total(optimizer, params[0]) == pytest.approx(total(other, others[0]), rel=1e-6)
+
+
 def test_weights_may_ask_for_it():
     asking = make_weights(dataclasses.replace(WEIGHTS.rule, calibrated=True))
     for weights, given, expected in (

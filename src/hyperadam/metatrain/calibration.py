@@ -5,6 +5,8 @@ Shapes: B inner runs, N coordinates, K fixed moments.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -29,17 +31,26 @@ class Calibration:
         rule: whose learning rate is calibrated.
         coherence_B: the sum of the coherence so far.
         first_step: the number of the unroll's first step, from 1.
+        counted: which coordinates of gradients (B, N) are part of the coherence, from
+            :func:`~hyperadam.rule.in_rows_with_gradient` of each parameter.
 
     Attributes:
         coherence_B: the sum after the steps so far.
     """
 
-    def __init__(self, rule: Rule, coherence_B: Tensor, first_step: int) -> None:
+    def __init__(
+        self,
+        rule: Rule,
+        coherence_B: Tensor,
+        first_step: int,
+        counted: Callable[[Tensor], Tensor],
+    ) -> None:
         assert isinstance(rule, VariationalHyperAdamRule)
         self._decays = rule.moment_decays
         self._moments: tuple[Tensor, Tensor] | None = None
         self._step = torch.tensor(first_step, device=coherence_B.device)
         self._decay_K = torch.tensor(self._decays, dtype=torch.float64, device=coherence_B.device)
+        self._counted = counted
         self.coherence_B = coherence_B
 
     @torch.no_grad()
@@ -56,7 +67,8 @@ class Calibration:
                 self._moments = nothing, nothing
             _, *moments = fixed_moments(grad_BN, *self._moments, step, self._decays)
             self._moments = moments[0], moments[1]
-            sums = coherence_sums(*self._moments, step, self._decay_K)
+            counted_BN = self._counted(grad_BN)
+            sums = coherence_sums(*self._moments, step, self._decay_K, counted_BN)
             found_B = mean_coherence(sums, self._decays)
             self.coherence_B = self.coherence_B + torch.where(counts(step), found_B, 0)
         scale_B = calibrated_lr_scale(self.coherence_B, step, self._decays)

@@ -137,6 +137,7 @@ class InnerRuns:
             lrs=[config.lr_at(self.run, step) * self._lr_scales for step in steps],
             first_step=steps.start + 1,
             redirect=functools.partial(self.group.scale_row_means, config.rule),
+            counted=self.group.in_rows_with_gradient,
             kl_weight=config.kl_weight,
             objective=config.meta_objective,
             meta_batches=[

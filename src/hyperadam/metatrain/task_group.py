@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hyperadam.rule import Rule, attention_projections
+from hyperadam.rule import Rule, attention_projections, in_rows_with_gradient
 from hyperadam.tasks import Batch, Task, derive_seed, make_generator, move_batch, stack_batches
 
 
@@ -67,6 +67,14 @@ class TaskGroup:
                 piece = (rows - (1 - scale) * rows.mean(2, keepdim=True)).flatten(1)
             scaled.append(piece)
         return torch.cat(scaled, dim=1)
+
+    def in_rows_with_gradient(self, grad_BN: Tensor) -> Tensor:
+        """Which coordinates lie in a row of their network's parameters that has a gradient."""
+        pieces = zip(grad_BN.split(self._sizes, dim=1), self._shapes.values(), strict=True)
+        of_each = torch.func.vmap(in_rows_with_gradient)
+        return torch.cat(
+            [of_each(piece.unflatten(1, shape)).flatten(1) for piece, shape in pieces], dim=1
+        )
 
     def batch(self, step: int) -> Batch:
         """What :meth:`loss` needs at a step, on the device: the task's own batch, or B stacked."""

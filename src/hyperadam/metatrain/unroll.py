@@ -68,6 +68,7 @@ def unroll(
     lrs: Sequence[float | Tensor],
     first_step: int = 1,
     redirect: Callable[[Tensor], Tensor] | None = None,
+    counted: Callable[[Tensor], Tensor] | None = None,
     kl_weight: float,
     objective: str = "loss",
     meta_batches: Sequence[Sequence[Batch]] | None = None,
@@ -92,6 +93,8 @@ def unroll(
             calibration, if the rule has it.
         first_step: the number of the first of these steps; they count from 1.
         redirect: what the networks' layers make of a sampled direction (B, N); None: nothing.
+        counted: of :class:`~hyperadam.metatrain.calibration.Calibration`, for a ``carry`` with
+            coherence.
         kl_weight: λ, the weight of the KL term.
         objective: ``"loss"``, a task's mean loss over the steps; ``"log-loss"``, its logarithm.
         meta_batches: what the loss after each update is taken on, M batches a step, each of which
@@ -109,7 +112,8 @@ def unroll(
     by_theta = torch.is_grad_enabled()
     calibration = None
     if carry.coherence_B is not None:
-        calibration = Calibration(rule.rule, carry.coherence_B, first_step)
+        assert counted is not None
+        calibration = Calibration(rule.rule, carry.coherence_B, first_step, counted)
     for batch, step_batches, noise_BN, lr in zip(batches, after, noise_TBN, lrs, strict=True):
         # A task's loss depends on its own row only: the sum's gradient is each one's.
         with torch.enable_grad():

@@ -49,6 +49,7 @@ from hyperadam.rule import (
     calibrated_lr_scale,
     cat_states,
     coherence_sums,
+    in_rows_with_gradient,
     mean_coherence,
 )
 from hyperadam.rule.coherence import STEPS, counts
@@ -480,6 +481,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         parts = self._parts(arena, active)
         directions = [arena.view(arena.lanes.grad, arena.index[each.key]) for each in active]
         self._gather(active, directions)
+        counted = self._counted(arena, directions)
         steps_P = arena.steps_P[self._active_numbers] + 1
         with torch.autocast(steps_P.device.type, enabled=False):  # a user's may be around step()
             finite = self._tiled_rule.step(
@@ -495,7 +497,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         arena.steps_P.index_add_(0, self._active_numbers, finite.to(torch.int64).expand(len(parts)))
         projections = attention_parameters(self, self._names_everywhere)
         if self.calibrate:
-            self._add_coherence(arena, parts, finite)
+            self._add_coherence(arena, parts, finite, counted)
             if self._calibrate_attention or not projections:
                 self._scale_by_coherence(arena, directions)
         self._move(active, directions, finite, projections)
@@ -550,11 +552,17 @@ class LearnedOptimizer(torch.optim.Optimizer):
         assert isinstance(rule, VariationalHyperAdamRule)
         return rule.moment_decays
 
-    def _add_coherence(self, arena: Arena, parts: Sequence[Part], finite: Tensor) -> None:
+    def _counted(self, arena: Arena, grads: list[Tensor]) -> list[Tensor]:
+        """Which coordinates are part of this step's coherence, which its directions overwrite."""
+        return [in_rows_with_gradient(grad) for grad in grads] if self._calibrating else []
+
+    def _add_coherence(
+        self, arena: Arena, parts: Sequence[Part], finite: Tensor, counted: list[Tensor]
+    ) -> None:
         """Add this step's coherence to those of the first steps before it."""
         if self._calibrating or self._reduce is not None:  # where others may still be at it
             steps_P = arena.steps_P[self._active_numbers]
-            found = self._coherence(arena, parts, steps_P)
+            found = self._coherence(arena, parts, steps_P, counted)
             found_P = torch.where(counts(steps_P) & finite, found, 0)
             arena.scalars["coherence"].index_add_(0, self._active_numbers, found_P)
 
@@ -564,20 +572,22 @@ class LearnedOptimizer(torch.optim.Optimizer):
         scale_P = calibrated_lr_scale(total_P, steps_P, self._moment_decays)
         torch._foreach_mul_(directions, list(scale_P.to(directions[0].dtype).unbind()))
 
-    def _coherence(self, arena: Arena, parts: Sequence[Part], steps_P: Tensor) -> Tensor:
+    def _coherence(
+        self, arena: Arena, parts: Sequence[Part], steps_P: Tensor, counted: list[Tensor]
+    ) -> Tensor:
         """This step's coherence, over all parameters that are in their first steps."""
         sums = torch.zeros(2, dtype=torch.float64, device=steps_P.device)
         if self._calibrating:
-            for part, step, does_count in zip(parts, steps_P, counts(steps_P), strict=True):
+            for part, step, does_count, counted_part in zip(
+                parts, steps_P, counts(steps_P), counted, strict=True
+            ):
                 pieces = arena.state.tiles_TRx[part.tiles].split(_COHERENCE_TILES)
-                left = part.count
-                for tiles_TRx in pieces:
-                    count = min(left, len(tiles_TRx) * TILE)
-                    first = arena.layout.field("exp_avg_NK", tiles_TRx, count)
-                    second = arena.layout.field("exp_avg_sq_NK", tiles_TRx, count)
-                    own = coherence_sums(first, second, step, arena.decay_K)
+                counted_pieces = counted_part.flatten().split(_COHERENCE_TILES * TILE)
+                for tiles_TRx, counted_N in zip(pieces, counted_pieces, strict=True):
+                    first = arena.layout.field("exp_avg_NK", tiles_TRx, len(counted_N))
+                    second = arena.layout.field("exp_avg_sq_NK", tiles_TRx, len(counted_N))
+                    own = coherence_sums(first, second, step, arena.decay_K, counted_N)
                     sums += torch.where(does_count, own, 0)
-                    left -= count
             # A GPU is seldom waited for, and not at all while a graph of it is captured.
             on_cpu = steps_P.device.type == "cpu"
             capturing = steps_P.is_cuda and torch.cuda.is_current_stream_capturing()

@@ -5,6 +5,7 @@ from hyperadam.rule.attention import attention_projections
 from hyperadam.rule.coherence import (
     calibrated_lr_scale,
     coherence_sums,
+    in_rows_with_gradient,
     mean_coherence,
 )
 from hyperadam.rule.noise import (
@@ -59,6 +60,7 @@ __all__ = [
     "calibrated_lr_scale",
     "cat_states",
     "coherence_sums",
+    "in_rows_with_gradient",
     "mean_coherence",
     "round_stochastically",
     "rounding_words",

@@ -50,35 +50,54 @@ def independent_coherence(decays: tuple[float, ...]) -> float:
     return math.sqrt(8) / math.pi * total / (len(decays) * (STEPS - 1))
 
 
+def in_rows_with_gradient(grad: Tensor) -> Tensor:
+    """Which coordinates of a parameter lie in a row that has a gradient other than 0.
+
+    A row is what one output has, or one embedding: all dimensions but the first. That of a vector
+    is a coordinate. Rows without a gradient, as embeddings of what is not in a batch, tell nothing.
+
+    Args:
+        grad: a step's gradient, of the parameter's shape.
+
+    Returns:
+        bool, of that shape.
+    """
+    has = grad != 0
+    if has.dim() < 2:
+        return has
+    rows = has.flatten(1).any(1)
+    return rows.view(-1, *[1] * (has.dim() - 1)).expand_as(has)
+
+
 def coherence_sums(
-    exp_avg_NK: Tensor, exp_avg_sq_NK: Tensor, step: Tensor, decay_K: Tensor
+    exp_avg_NK: Tensor, exp_avg_sq_NK: Tensor, step: Tensor, decay_K: Tensor, counted_N: Tensor
 ) -> Tensor:
     """How far a step's gradient agrees with those before it: the coherence's sum and number.
 
     The coherence is the mean of ``|exp_avg| / sqrt(exp_avg_sq)``, both corrected, over the fixed
-    moments and over all coordinates that have had a gradient other than 0: 1 in the first step,
-    where there is none before. What is remembered of a coordinate fades in steps in which its
-    gradient is 0, as it does where gradients swing.
+    moments and over all coordinates that have had a gradient other than 0, in rows that have one
+    in this step: 1 in the first step, where there is none before.
 
     Args:
         exp_avg_NK, exp_avg_sq_NK: the fixed moments after the step, uncorrected; N may be several
             dimensions, of which the sums are over the last.
         step: its number, from 1, of shape ().
         decay_K: of the moments, float64.
+        counted_N: from :func:`in_rows_with_gradient`.
 
     Returns:
         float64, (..., 2): sums of what the mean is over, and how many there are.
     """
     # (|m| / c) / sqrt(v / c), where c is what corrects both.
     scale_NK = (exp_avg_sq_NK * (1 - decay_K**step)).sqrt()
-    seen_NK = scale_NK > 0
+    seen_NK = (scale_NK > 0) & counted_N.unsqueeze(-1)
     ratio_NK = torch.where(seen_NK, exp_avg_NK.abs() / scale_NK, 0)
     return torch.stack([ratio_NK.sum((-2, -1)), seen_NK.sum((-2, -1))], dim=-1)
 
 
 def mean_coherence(sums: Tensor, decays: tuple[float, ...]) -> Tensor:
     """The coherence, from :func:`coherence_sums` or sums of them; that of independent gradients
-    where no coordinate has had any, with moments of these ``decays``."""
+    where no row has any, with moments of these ``decays``."""
     total, number = sums.unbind(-1)
     return torch.where(number > 0, total / number, independent_coherence(decays))
 
