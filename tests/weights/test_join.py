@@ -55,6 +55,14 @@ def test_its_mean_is_the_sum(name):
             assert first.log_var_N is None
 
 
+@pytest.mark.parametrize("calibrated", [False, True])
+def test_its_calibration_is_the_firsts(calibrated):
+    first, second = PAIRS["variational"]
+    one = weights_of(dataclasses.replace(first, calibrated=calibrated))
+    other = weights_of(dataclasses.replace(second, calibrated=not calibrated), seed=1)
+    assert join_weights(one, other).rule.calibrated is calibrated
+
+
 def test_what_it_says_of_itself(tmp_path):
     first, second = PAIRS["variational"]
     joint = join_weights(
@@ -75,7 +83,7 @@ def test_what_it_says_of_itself(tmp_path):
         ({}, {"lr": 1e-3}, "one lr; got"),
         ({}, {"schedule": "cosine"}, "one schedule; got"),
         ({"column_norm": "euclidean"}, {}, "the same column_norm; got"),
-        ({"fan_in_base": 16.0, "calibrated": True}, {}, "the same fan_in_base, calibrated; got"),
+        ({"fan_in_base": 16.0, "vector_scale": 0.5}, {}, "the same fan_in_base, vector_scale; got"),
         ({"preprocessing": False}, {}, "with candidates and preprocessing are joined; got"),
     ],
 )

@@ -11,6 +11,8 @@ from hyperadam.errors import ConfigError
 from hyperadam.rule import SIZES, AdamCandidatesRule, Rule
 from hyperadam.weights.store import Weights, rule_from_dict
 
+_NOT_OF_THETA = ("calibrated",)
+
 
 def join_weights(first: Weights, second: Weights) -> Weights:
     """Weights whose steps have the mean that the two have on average.
@@ -23,7 +25,8 @@ def join_weights(first: Weights, second: Weights) -> Weights:
 
     Args:
         first, second: of Variational HyperAdam or of HyperAdam, with rules that differ in their
-            channels and moments alone, and with the same lr and schedule.
+            channels and moments alone, and with the same lr and schedule. Whether the learning
+            rate is calibrated, of which theta knows nothing, is as the first has it.
 
     Raises:
         ConfigError: their rules, lrs or schedules can't be joined.
@@ -64,7 +67,9 @@ def _joint_rule(first: Rule, second: Rule) -> Rule:
             )
     ours = [rule.to_dict() for rule in (first, second)]
     differing = [
-        name for name in ours[0] if name not in SIZES and ours[0][name] != ours[1].get(name)
+        name
+        for name in ours[0]
+        if name not in (*SIZES, *_NOT_OF_THETA) and ours[0][name] != ours[1].get(name)
     ]
     if differing:
         raise ConfigError(f"rules are joined that have the same {', '.join(differing)}; got {ours}")
