@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from conftest import make_weights
-from hyperadam import VariationalHyperAdam
+from hyperadam import VariationalHyperAdam, load_weights
 from hyperadam.rule import VariationalHyperAdamRule
 from hyperadam.rule.coherence import LOWEST, POWER, STEPS, independent_coherence
 
@@ -92,6 +92,22 @@ def test_embeddings_that_are_not_in_a_batch_count_for_nothing(share):
     mean = total(optimizer, embeddings) / (STEPS - 1)
     assert mean > 0.99 * independent_coherence(DECAYS)
     assert mean == pytest.approx(independent_coherence(DECAYS), rel=0.01) or share < 1
+
+
+@pytest.mark.parametrize(("share", "expected"), [(1, 1), (0.5, 0.99), (0.25, 0.97), (0.02, 0.955)])
+def test_what_single_coordinates_without_a_gradient_do(share, expected):
+    """The figures of docs/method.md, for the decays of the bundled weights."""
+    decays = load_weights("default").rule.moment_decays
+    weights = make_weights(VariationalHyperAdamRule(channels=4, moment_decays=decays))
+    (inputs,) = make_params((40, 500))
+    optimizer = make([inputs], weights=weights)
+    for step in range(STEPS):
+        generator = torch.Generator().manual_seed(step)
+        has = torch.rand(40, 500, generator=generator) < share
+        inputs.grad = has * torch.randn(40, 500, generator=generator)
+        optimizer.step()
+    mean = total(optimizer, inputs) / (STEPS - 1)
+    assert mean / independent_coherence(decays) == pytest.approx(expected, abs=0.005)
 
 
 def test_rows_that_do_not_count_are_as_if_they_were_not_there():
