@@ -481,7 +481,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         parts = self._parts(arena, active)
         directions = [arena.view(arena.lanes.grad, arena.index[each.key]) for each in active]
         self._gather(active, directions)
-        counted = self._counted(arena, directions)
+        counted = self._counted(directions)
         steps_P = arena.steps_P[self._active_numbers] + 1
         with torch.autocast(steps_P.device.type, enabled=False):  # a user's may be around step()
             finite = self._tiled_rule.step(
@@ -552,7 +552,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         assert isinstance(rule, VariationalHyperAdamRule)
         return rule.moment_decays
 
-    def _counted(self, arena: Arena, grads: list[Tensor]) -> list[Tensor]:
+    def _counted(self, grads: list[Tensor]) -> list[Tensor]:
         """Which coordinates are part of this step's coherence, which its directions overwrite."""
         return [in_rows_with_gradient(grad) for grad in grads] if self._calibrating else []
 
