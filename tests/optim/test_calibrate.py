@@ -79,17 +79,22 @@ def test_the_coherence_is_that_of_its_definition(dtype):
     assert total(optimizer, params[1]) == total(optimizer, params[0])
 
 
+def coherence_of_sparse(shape, units, share, weights):
+    """The mean coherence of independent gradients, which a share of the units has in a step."""
+    (param,) = make_params(shape)
+    optimizer = make([param], weights=weights)
+    for step in range(STEPS):
+        generator = torch.Generator().manual_seed(step)
+        has = torch.rand(units, generator=generator) < share
+        param.grad = has * torch.randn(shape, generator=generator)
+        optimizer.step()
+    return total(optimizer, param) / (STEPS - 1)
+
+
 @pytest.mark.parametrize("share", [1.0, 0.5, 0.1, 0.02])
 def test_embeddings_that_are_not_in_a_batch_count_for_nothing(share):
     """Theirs is no gradient that swings, though what is remembered of them fades."""
-    (embeddings,) = make_params((4000, 8))
-    optimizer = make([embeddings], calibrate=True)
-    for step in range(STEPS):
-        generator = torch.Generator().manual_seed(step)
-        in_batch = torch.rand(4000, 1, generator=generator) < share
-        embeddings.grad = in_batch * torch.randn(4000, 8, generator=generator)
-        optimizer.step()
-    mean = total(optimizer, embeddings) / (STEPS - 1)
+    mean = coherence_of_sparse((4000, 8), (4000, 1), share, WEIGHTS)
     assert mean > 0.99 * independent_coherence(DECAYS)
     assert mean == pytest.approx(independent_coherence(DECAYS), rel=0.01) or share < 1
 
@@ -99,14 +104,7 @@ def test_what_single_coordinates_without_a_gradient_do(share, expected):
     """The figures of docs/method.md, for the decays of the bundled weights."""
     decays = load_weights("default").rule.moment_decays
     weights = make_weights(VariationalHyperAdamRule(channels=4, moment_decays=decays))
-    (inputs,) = make_params((40, 500))
-    optimizer = make([inputs], weights=weights)
-    for step in range(STEPS):
-        generator = torch.Generator().manual_seed(step)
-        has = torch.rand(40, 500, generator=generator) < share
-        inputs.grad = has * torch.randn(40, 500, generator=generator)
-        optimizer.step()
-    mean = total(optimizer, inputs) / (STEPS - 1)
+    mean = coherence_of_sparse((40, 500), (40, 500), share, weights)
     assert mean / independent_coherence(decays) == pytest.approx(expected, abs=0.005)
 
 
