@@ -567,6 +567,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
             arena.scalars["coherence"].index_add_(0, self._active_numbers, found_P)
 
     def _scale_by_coherence(self, arena: Arena, directions: list[Tensor]) -> None:
+        """Scale the directions by what the coherence of the first steps tells."""
         steps_P = arena.steps_P[self._active_numbers]
         total_P = arena.scalars["coherence"][self._active_numbers]
         scale_P = calibrated_lr_scale(total_P, steps_P, self._moment_decays)
