@@ -9,8 +9,6 @@ and m, which the next step needs first, are gathered by the passes that write th
 from __future__ import annotations
 
 import abc
-import dataclasses
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +16,7 @@ import torch
 from torch import Tensor
 
 from hyperadam.kernels.tiled import FlaggedReduce, Lanes, TiledRule, TiledState
-from hyperadam.kernels.tiles import Part, TileLayout
+from hyperadam.kernels.tiles import Part
 from hyperadam.rule import Reduce, Rule, VariationalHyperAdamRule
 from hyperadam.rule.normalize import EPSILON
 from hyperadam.rule.var_block import SMALLEST_SQUARE, level, mean_squares
@@ -215,40 +213,6 @@ class FusedTiledRule(TiledRule):
             new_peak_S = torch.maximum(peak_S, moment_S)
             level_S = level(moment_S, new_peak_S, mean_S)
             moment_S = moment_S.clamp_min(SMALLEST_SQUARE)
-            alpha = float(os.environ.get("HYPERADAM_TRIAL_SHARE", "0"))
-            if alpha == 0:
-                passes.shape_variance(plan, steps_P, tiles, lanes, moment_S, level_S, finite)
-            else:
-                rule = passes.rule
-                layout = TileLayout.of(rule)
-                row = layout.rows["exp_avg_sq_NK"].start + rule.longest_memory
-                parts = [dataclasses.replace(p, segment=i) for i, p in enumerate(self._parts)]
-                own, counts = [], []
-                for i, p in enumerate(parts):
-                    e = tiles[p.tiles, row].reshape(-1)[: p.count].double()
-                    e = e * rule.moment_correction(steps_P[i])
-                    nar = rule.variance_floor + (1 - rule.variance_floor) * rule.variance_base / (
-                        rule.variance_base + e / moment_S[0]
-                    )
-                    own.append(nar.mean())
-                    counts.append(p.count)
-                own_P = torch.stack(own)
-                counts_P = torch.tensor(counts, dtype=torch.float64)
-                mult = own_P ** (-alpha)
-                mult = mult * (own_P * counts_P).sum() / (own_P * mult * counts_P).sum()
-                if getattr(self, "_own_for", None) is not self._plan:
-                    keep = passes._segments
-                    self._own_plan = passes.plan(tuple(parts))
-                    passes._segments = keep
-                    self._own_for = self._plan
-                passes.shape_variance(
-                    self._own_plan,
-                    steps_P,
-                    tiles,
-                    lanes,
-                    moment_S.expand(len(parts)).contiguous(),
-                    level_S * mult,
-                    finite,
-                )
+            passes.shape_variance(plan, steps_P, tiles, lanes, moment_S, level_S, finite)
             peak_S.copy_(torch.where(finite, new_peak_S, peak_S))
         return finite
