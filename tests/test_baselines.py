@@ -151,6 +151,9 @@ def test_weights_are_described_by_their_digest():
     lite, default = (load_weights(name).digest() for name in ("lite", "default"))
     vh = "variational-hyperadam"
     assert describe_learned(vh, default).endswith("with the bundled weights default")
+    assert "changed in channels, fan_in_base, " in describe_learned(vh, default)
+    paper = describe_learned(f"{vh}@paper", load_weights("paper").digest())
+    assert "Variational HyperAdam (Wang et al., TPAMI 2022), with the" in paper
     assert describe_learned(f"{vh}@lite", lite).endswith("with the bundled weights lite")
     rnnprop = load_weights("rnnprop").digest()
     assert describe_learned("rnnprop", rnnprop).endswith(

@@ -28,6 +28,7 @@ from hyperadam.optim import (
     RNNprop,
     VariationalHyperAdam,
 )
+from hyperadam.rule import Rule
 from hyperadam.weights import RELEASED_DIGEST, HubAddress, bundled_weights, load_weights, pin
 from hyperadam.weights.hub import PREFIX
 
@@ -146,6 +147,9 @@ RUN_WEIGHTS = "weights.safetensors"
 
 OPTIMIZER_NAMES = (*HAND_DESIGNED, *LEARNED)
 
+COMPARED = tuple(name for name in OPTIMIZER_NAMES if not name.startswith("variational-hyperadam-"))
+"""Those that are no variant of another; with Adam's control."""
+
 
 def make_baseline(text: str) -> Baseline:
     """The optimizer of this name.
@@ -202,10 +206,16 @@ def describe_learned(name: str, digest: str) -> str:
         if found.digest() == digest:
             papers = re.match(r"paper\b", found.preset)
             cost = f", of {found.steps:,} inner steps of the papers' recipe" if papers else ""
-            return f"{about}, with the bundled weights {bundled}{cost}"
+            return f"{about}{_changes(found.rule)}, with the bundled weights {bundled}{cost}"
     if not weights:
         return f"{about}, with weights that were bundled before as {bundled}"
     return f"{about}, with weights from a file named {weights}"
+
+
+def _changes(rule: Rule) -> str:
+    """In which settings a rule departs from its paper's, in words."""
+    names = [name for name in rule.identity() if name != "rule"]
+    return f", changed in {', '.join(names)}" if names else ""
 
 
 def _short(weights: str) -> str:

@@ -329,6 +329,38 @@ def test_diverged_runs_are_counted_and_never_win(tmp_path):
     assert "2 of 7 runs diverged" in page
 
 
+def test_diverged_runs_are_left_out_of_validation_and_counted(tmp_path):
+    good = [ours(0.1, seed=seed, val_loss=3.0, val_accuracy=0.8) for seed in (0, 1)]
+    bad = ours(9.0, seed=2, val_loss=1e18, val_accuracy=0.1, diverged=True)
+    lost = [run("sgd", 9.0, val_loss=1e18, val_accuracy=0.1, diverged=True)]
+    lowest = [run("adam", seed=seed, val_loss=4.0, val_accuracy=0.7) for seed in (0, 1)]
+    page, markdown = report(tmp_path, [*good, bad, *lost, *lowest])
+    tables = Tables(page).tables
+    for measured in ("80.0 ± 0.0 %", "3.00 ± "):
+        (row,) = [row for t in tables for row in t if any(c.startswith(measured) for c in row)]
+        (cell,) = [cell for cell in row if cell.startswith(measured)]
+        assert cell.endswith("| 1 of 3 diverged")
+        assert "diverged | all of 1" in row
+        assert f"**{measured}" not in markdown  # one that diverges is not the best
+
+
+def test_optimizers_without_runs_are_named(tmp_path):
+    page, _ = report(tmp_path, [*small(), run("sgd")])
+    (note,) = re.findall(r"Of the \d+ optimizers meant to be compared, .*?</li>", page)
+    assert "<code>rnnprop</code>" in note
+    assert "<code>momentum</code>" in note
+    assert "<code>sgd</code>" not in note
+    assert "isotropic" not in note
+
+
+def test_the_best_of_those_by_hand_is_in_short(tmp_path):
+    runs = [*small(), run("sgd", 0.5), run("momentum", 0.25)]
+    page, _ = report(tmp_path, runs)
+    short = page[page.index("In short") : page.index("interquartile mean")]
+    assert "momentum, lr 0.01" in short
+    assert "sgd, lr 0.01" not in short
+
+
 def test_what_is_missing_is_said(tmp_path):
     runs = [*small(), run(task="sine-lstm1", val_accuracy=None), run("sgd")]
     page, _ = report(tmp_path, runs)
@@ -731,7 +763,7 @@ def test_what_of_a_suite_was_not_run_is_said(tmp_path):
     _, markdown = report(tmp_path, [{**made, "schedule": "cosine"} for made in runs[:1]])
     assert "The papers print figures for `mnist-mlp1-sigmoid`" in markdown
     _, markdown = report(tmp_path, [run(task=task, suite="paper-100") for task in suite.tasks])
-    assert "not run" not in markdown.partition("What to keep in mind")[2]
+    assert "tasks were not run" not in markdown.partition("What to keep in mind")[2]
 
 
 @pytest.mark.usefixtures("undrawn")

@@ -97,8 +97,9 @@ class Lines:
             (name for name in learned if not learned[name] and name != REFERENCE),
             key=lambda name: (-wins[name], name),
         )
-        # Adam has its colour in every report, and the first learned one has its own.
-        names = [*ours[:1], REFERENCE, *ours[1:], *rest]
+        # Adam has its colour in every report, and the first learned one has its own; the best of
+        # those by hand always has one.
+        names = [*ours[:1], REFERENCE, *rest[:1], *ours[1:], *rest[1:]]
         if not ours:
             names = ["", *names]
         self._colors = dict(zip(names, plots.COLORS, strict=False))

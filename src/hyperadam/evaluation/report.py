@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hyperadam.baselines import describe_learned
+from hyperadam.baselines import COMPARED, describe_learned
 from hyperadam.errors import RunError
 from hyperadam.evaluation import look, plots
 from hyperadam.evaluation.ablation_section import ablation_blocks
@@ -265,11 +265,8 @@ def _losses(group: Group, key: str) -> Iterator[Block]:
     }
 
     def small(entry: Entry) -> str:
-        parts = [f"{entry.diverged} of {len(entry.runs)} diverged"] if entry.diverged else []
-        if entry.diverged == len(entry.runs):
-            parts = [f"all of {entry.diverged}"]
-        parts += [look.plural(len(entry.runs), "seed")] if len(entry.runs) != usual else []
-        return look.join(parts)
+        seeds = [look.plural(len(entry.runs), "seed")] if len(entry.runs) != usual else []
+        return look.join([*_diverged(entry), *seeds])
 
     def loss(task: str, series: Series) -> Cell:
         entry = group.entries.get((task, series))
@@ -311,6 +308,13 @@ def _losses(group: Group, key: str) -> Iterator[Block]:
     )
 
 
+def _diverged(entry: Entry) -> list[str]:
+    """How many runs did, in words; none where none did."""
+    if entry.diverged == len(entry.runs):
+        return [f"all of {entry.diverged}"]
+    return [f"{entry.diverged} of {len(entry.runs)} diverged"] if entry.diverged else []
+
+
 def _validation(
     group: Group,
     estimate: Callable[[Entry], Estimate],
@@ -319,25 +323,33 @@ def _validation(
     caption: str,
 ) -> Iterator[Block]:
     """A table of what was measured on held-out data, of the tasks that have it."""
-    means = {
-        task: [
-            estimate(entry).mean
-            for series in group.series
-            if (entry := group.entries.get((task, series)))
-        ]
+    found = {cell: estimate(entry) for cell, entry in group.entries.items()}
+    tasks = [
+        task
         for task in group.tasks
-    }
-    tasks = [task for task, values in means.items() if not np.isnan(values).all()]
+        if any(not math.isnan(found[task, s].mean) for s in group.series if (task, s) in found)
+    ]
     if not tasks:
         return
+    whole = {
+        task: [
+            found[task, series].mean
+            for series in group.series
+            if (entry := group.entries.get((task, series))) and not entry.diverged
+        ]
+        for task in tasks
+    }
 
     def cell(task: str, series: Series) -> Cell:
         entry = group.entries.get((task, series))
-        if entry is None or math.isnan(estimate(entry).mean):
+        if entry is None:
             return look.MISSING
-        found = estimate(entry)
-        strong = look.is_best(found.mean, means[task], best)
-        return Cell(show(found.mean, found.half_width), strong=strong)
+        mean, half_width = found[task, series].mean, found[task, series].half_width
+        if math.isnan(mean) and entry.diverged < len(entry.runs):
+            return look.MISSING
+        strong = not entry.diverged and look.is_best(mean, whole[task], best)
+        text = "diverged" if math.isnan(mean) else show(mean, half_width)
+        return Cell(text, strong=strong, small=look.join(_diverged(entry)))
 
     yield look.matrix(group, cell, say("{}", caption), tasks=tasks, folded=True)
 
@@ -498,7 +510,14 @@ def _rates(group: Group, key: str) -> Iterator[Block]:
 
 
 def _not_run(group: Group) -> Iterator[Text]:
-    """What of the suites there is no run of."""
+    """What of the suites there is no run of, and, where Adam was run, of which optimizers."""
+    absent = [name for name in COMPARED if name not in group.names]
+    if group.reference and absent:
+        yield say(
+            f"Of the {look.plural(len(COMPARED), 'optimizer')} meant to be compared, {len(absent)} "
+            f"were not run: {look.join(['{}'] * len(absent))}.",
+            *map(Code, absent),
+        )
     for suite in (SUITES[name] for name in group.suites if name in SUITES):
         lacking = [task for task in suite.tasks if task not in group.tasks]
         if lacking:

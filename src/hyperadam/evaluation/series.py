@@ -123,13 +123,18 @@ class Entry:
 
     @functools.cached_property
     def accuracy(self) -> Estimate:
-        """Validation accuracy."""
-        return Estimate.of(run.val_accuracy for run in self.runs)
+        """Validation accuracy of the runs that did not diverge."""
+        return Estimate.of(run.val_accuracy for run in self._kept)
 
     @functools.cached_property
     def val_loss(self) -> Estimate:
-        """Validation loss."""
-        return Estimate.of(run.val_loss for run in self.runs)
+        """Validation loss of the runs that did not diverge."""
+        return Estimate.of(run.val_loss for run in self._kept)
+
+    @property
+    def _kept(self) -> list[Record]:
+        """The runs that did not diverge."""
+        return [run for run, loss in zip(self.runs, self.losses, strict=True) if loss < math.inf]
 
     @property
     def first_loss(self) -> float:

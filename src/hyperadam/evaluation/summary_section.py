@@ -156,10 +156,13 @@ def summary_blocks(group: Group, key: str, lines: look.Lines) -> Iterator[Block]
     standings = [found for series in group.series if (found := _standing(group, series))]
     standings.sort(key=lambda standing: (-standing.tasks, standing.ratios[0]))
     contenders = group.contenders
+    by_hand = [s.series for s in standings if not s.series.learned and s.series in contenders]
+    best_by_hand = [series for series in by_hand if series != reference][:1]
+    told = [series for series in contenders if series.learned] + best_by_hand
     facts: list[tuple[str, Text]] = []
     for standing in standings:
         series = standing.series
-        if not series.learned or series not in contenders:
+        if series not in told:
             continue
         after, before, validation = _words(standing.ratios)
         if not math.isfinite(standing.ratios[0]):

@@ -104,7 +104,8 @@ def _speed(
         say(
             "Wall-clock time to the same loss, as a multiple of that of {}, whose own is in "
             "seconds: those steps at the time a step of the table below, on a machine that both "
-            "have runs on. Factors count, some ten percent do not",
+            "have runs on. It was not idle, and versions of the program differ: a factor of two "
+            "can come of that",
             Code(reference.label),
         ),
         tasks=tasks,
