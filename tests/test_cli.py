@@ -281,9 +281,9 @@ def test_evaluate_and_report(tmp_path, capsys):
         "--out", str(tmp_path / "out"),
     ]  # fmt: skip
     assert run(command) == 0
-    assert "16 runs made, 0 were there" in capsys.readouterr().out
+    assert "16 runs made, 0 were in the folder" in capsys.readouterr().out
     assert run(command) == 0
-    assert "0 runs made, 16 were there" in capsys.readouterr().out
+    assert "0 runs made, 16 were in the folder" in capsys.readouterr().out
     assert run(["report", str(tmp_path / "out")]) == 0
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "digits-mlp1-tanh" in page

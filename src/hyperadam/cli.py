@@ -443,7 +443,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     if not ranks.first:
         return 0 if outcome.finished else INTERRUPTED
     print(
-        f"{outcome.made} runs made, {outcome.kept} were there; of those to report, "
+        f"{outcome.made} runs made, {outcome.kept} were in the folder; of those to report, "
         f"{outcome.diverged} of the new ones diverged"
     )
     if not outcome.finished:

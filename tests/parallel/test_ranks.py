@@ -155,7 +155,7 @@ def test_an_evaluation_by_two(tmp_path):
         "adam,variational-hyperadam", "--seeds", 2, "--steps", 3, "--lr", "default",
     ]  # fmt: skip
     out, _ = finished(torchrun(*words, "--out", tmp_path / "two"))
-    assert out.count("16 runs made, 0 were there") == 1
+    assert out.count("16 runs made, 0 were in the folder") == 1
     assert not list((tmp_path / "two").glob("runs.rank*"))
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run(

@@ -251,7 +251,7 @@ def _load_images(name: str, data_dir: Path | None) -> ClassificationData:
             if not path.is_file():
                 raise DataError(
                     f"no file {path}; save the parquet file of the split {split} of the hub's "
-                    f"{source.hub_name} there"
+                    f"{source.hub_name} there, or leave out --data-dir to have it fetched"
                 )
             table = _read_parquet(path, source, datasets)
         images[split], labels[split] = _decode(table, source, f"{name}, split {split}")
