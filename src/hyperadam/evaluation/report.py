@@ -296,14 +296,14 @@ def _losses(group: Group, key: str) -> Iterator[Block]:
         group,
         lambda entry: entry.accuracy,
         look.percent,
-        np.nanmax,
+        max,
         "Validation accuracy at the end ± 95%, each task's highest in bold",
     )
     yield from _validation(
         group,
         lambda entry: entry.val_loss,
         look.number,
-        np.nanmin,
+        min,
         "Validation loss at the end ± 95%, each task's lowest in bold",
     )
 
@@ -335,7 +335,9 @@ def _validation(
         task: [
             found[task, series].mean
             for series in group.series
-            if (entry := group.entries.get((task, series))) and not entry.diverged
+            if (entry := group.entries.get((task, series)))
+            and not entry.diverged
+            and not math.isnan(found[task, series].mean)
         ]
         for task in tasks
     }
