@@ -345,9 +345,10 @@ def test_diverged_runs_are_left_out_of_validation_and_counted(tmp_path):
 
 
 def test_optimizers_without_runs_are_named(tmp_path):
-    page, _ = report(tmp_path, [*small(), run("sgd")])
-    (note,) = re.findall(r"Of the \d+ optimizers meant to be compared, .*?</li>", page)
-    assert "<code>rnnprop</code>" in note
+    page, _ = report(tmp_path, [*small(), run("sgd"), run("rnnprop@mine", lr=1e-3)])
+    (note,) = re.findall(r"Not run, of the \d+ optimizers meant to be compared: .*?</li>", page)
+    assert "<code>hyperadam</code>" in note
+    assert "<code>rnnprop</code>" not in note
     assert "<code>momentum</code>" in note
     assert "<code>sgd</code>" not in note
     assert "isotropic" not in note

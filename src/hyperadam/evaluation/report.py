@@ -513,11 +513,12 @@ def _rates(group: Group, key: str) -> Iterator[Block]:
 
 def _not_run(group: Group) -> Iterator[Text]:
     """What of the suites there is no run of, and, where Adam was run, of which optimizers."""
-    absent = [name for name in COMPARED if name not in group.names]
+    ran = {name.partition("@")[0] for name in group.names}
+    absent = [name for name in COMPARED if name not in ran]
     if group.reference and absent:
         yield say(
-            f"Of the {look.plural(len(COMPARED), 'optimizer')} meant to be compared, {len(absent)} "
-            f"were not run: {look.join(['{}'] * len(absent))}.",
+            f"Not run, of the {look.plural(len(COMPARED), 'optimizer')} meant to be compared: "
+            f"{look.join(['{}'] * len(absent))}.",
             *map(Code, absent),
         )
     for suite in (SUITES[name] for name in group.suites if name in SUITES):
