@@ -28,7 +28,6 @@ from hyperadam.optim import (
     RNNprop,
     VariationalHyperAdam,
 )
-from hyperadam.rule import Rule
 from hyperadam.weights import RELEASED_DIGEST, HubAddress, bundled_weights, load_weights, pin
 from hyperadam.weights.hub import PREFIX
 
@@ -206,15 +205,15 @@ def describe_learned(name: str, digest: str) -> str:
         if found.digest() == digest:
             papers = re.match(r"paper\b", found.preset)
             cost = f", of {found.steps:,} inner steps of the papers' recipe" if papers else ""
-            return f"{about}{_changes(found.rule)}, with the bundled weights {bundled}{cost}"
+            return f"{about}{_changes(found.rule.identity())}, with the bundled weights {bundled}{cost}"
     if not weights:
         return f"{about}, with weights that were bundled before as {bundled}"
     return f"{about}, with weights from a file named {weights}"
 
 
-def _changes(rule: Rule) -> str:
+def _changes(identity: Mapping[str, object]) -> str:
     """In which settings a rule departs from its paper's, in words."""
-    names = [name for name in rule.identity() if name != "rule"]
+    names = [name for name in identity if name != "rule"]
     return f", changed in {', '.join(names)}" if names else ""
 
 
