@@ -205,7 +205,8 @@ def describe_learned(name: str, digest: str) -> str:
         if found.digest() == digest:
             papers = re.match(r"paper\b", found.preset)
             cost = f", of {found.steps:,} inner steps of the papers' recipe" if papers else ""
-            return f"{about}{_changes(found.rule.identity())}, with the bundled weights {bundled}{cost}"
+            changes = _changes(found.rule.identity())
+            return f"{about}{changes}, with the bundled weights {bundled}{cost}"
     if not weights:
         return f"{about}, with weights that were bundled before as {bundled}"
     return f"{about}, with weights from a file named {weights}"
