@@ -105,7 +105,7 @@ def _speed(
             "Wall-clock time to the same loss, as a multiple of that of {}, whose own is in "
             "seconds: those steps at the time a step of the table below, on a machine that both "
             "have runs on. It was not idle, and versions of the program differ: a factor of two "
-            "can come of that",
+            "or three can come of that",
             Code(reference.label),
         ),
         tasks=tasks,
